@@ -1,0 +1,1 @@
+"""Configuration: files, env.yaml and the command line become frozen dataclasses."""

@@ -1,0 +1,1 @@
+"""Rollouts: rows become tasks, tasks become scored records."""

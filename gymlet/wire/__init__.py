@@ -1,0 +1,1 @@
+"""The wire, pure: bytes in, bytes out. No I/O, no clock, no chance."""

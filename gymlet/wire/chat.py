@@ -1,0 +1,252 @@
+"""Chat completions, as providers really send them, read into deltas.
+
+Every provider's field names live here and nowhere else. The reader takes chunks and whole bodies alike. What may change
+until the end (usage, the finish reason: some send them on every chunk, some repeat or move them) is kept and given out
+by ``close``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import orjson
+
+from gymlet.wire.deltas import (
+    Arguments,
+    Delta,
+    Finish,
+    FinishReason,
+    Json,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCall,
+    Usage,
+)
+from gymlet.wire.errors import StreamError
+from gymlet.wire.provider_errors import error_message
+
+REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_text")
+"""In order of trust; a provider that sends two of them sends the same text twice."""
+
+FINISH_REASONS: dict[str, FinishReason] = {
+    "length": "length",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "MAX_TOKENS": "length",
+    "content_filter": "content_filter",
+    "sensitive": "content_filter",
+    "SAFETY": "content_filter",
+}
+"""Whatever is not listed (stop, tool_calls, eos, eos_token, end_turn, …) is a regular end."""
+
+
+class ChatReader:
+    """Feed parsed chunks, get deltas. Owns the calls seen so far, the last usage and the last finish reason.
+
+    ``new_id(prefix)`` mints the ids of calls that the provider left without one.
+    """
+
+    def __init__(self, new_id: Callable[[str], str]) -> None:
+        self._calls = _Calls(new_id)
+        self._usage: Json | None = None
+        self._finish: str | None = None
+
+    def feed(self, chunk: Json) -> list[Delta]:
+        """The deltas of one chunk. Raises StreamError for an error that the provider put into the stream."""
+        usage = chunk.get("usage")
+        if usage:
+            self._usage = usage
+        if "error" in chunk or "base_resp" in chunk:
+            self._check(chunk)
+        choices = chunk.get("choices")
+        if not choices:
+            return []
+        choice = choices[0] if len(choices) == 1 else _first_choice(choices)
+        finish = choice.get("finish_reason")
+        if finish:
+            self._finish_with(finish, choice)
+        if choice.get("usage"):
+            self._usage = choice["usage"]
+        return self._read(choice.get("delta") or choice.get("message"))
+
+    def close(self, *, done: bool, whole: bool = False) -> list[Delta]:
+        """Finish and usage, at the end: ``done`` if a stream ended with ``[DONE]``, ``whole`` if it was no stream.
+
+        Raises StreamError if the model never said that it had finished, and the reply may have been cut.
+        """
+        if self._finish is None and not whole and not (done and self._calls.whole()):
+            raise StreamError("the provider's stream ended before the model had finished (no finish_reason)")
+        deltas: list[Delta] = [Finish(FINISH_REASONS.get(self._finish or "", "stop"))]
+        if self._usage is not None:
+            deltas.append(read_usage(self._usage))
+        return deltas
+
+    def _finish_with(self, finish: str, choice: Json) -> None:
+        self._finish = finish
+        if finish == "error" or choice.get("error"):
+            raise StreamError(error_message(choice) or "the provider ended the reply with an error")
+
+    def _check(self, chunk: Json) -> None:
+        error = chunk.get("error")
+        refused = (chunk.get("base_resp") or {}).get("status_code")
+        if not error and not refused:
+            return
+        if self._finish is not None and FINISH_REASONS.get(self._finish) == "length":
+            return  # the token limit, told a second time
+        raise StreamError(error_message(chunk) or "the provider sent an error", code=_code(error))
+
+    def _read(self, message: Json | None) -> list[Delta]:
+        deltas: list[Delta] = []
+        if not message:
+            return deltas
+        for field in REASONING_FIELDS:
+            reasoning = message.get(field)
+            if reasoning and isinstance(reasoning, str):
+                deltas.append(Reasoning(reasoning))
+                break
+        content = message.get("content")
+        if content:
+            deltas += (Text(content),) if isinstance(content, str) else _read_parts(content)
+        refusal = message.get("refusal")
+        if refusal:
+            deltas.append(Refusal(refusal))
+        calls = message.get("tool_calls")
+        if calls:
+            deltas += self._calls.read(calls, whole="delta" not in message and len(calls) > 1)
+        return deltas
+
+
+def _first_choice(choices: list[Json]) -> Json:
+    return next((choice for choice in choices if not choice.get("index")), {})
+
+
+def _code(error: object) -> str | None:
+    code = error.get("code") if isinstance(error, dict) else None
+    return None if code is None else str(code)
+
+
+def _read_parts(parts: Iterable[Json]) -> Iterator[Delta]:
+    for part in parts:
+        if part.get("type") == "thinking":
+            text = "".join(inner.get("text", "") for inner in part.get("thinking", ()))
+            kind: type[Text | Reasoning] = Reasoning
+        else:
+            text, kind = part.get("text") or "", Text
+        if text:
+            yield kind(text)
+
+
+class _Call:
+    """One call as it comes in; its arguments wait while its name is not known."""
+
+    def __init__(self, index: int, provider_id: str) -> None:
+        self.index = index
+        self.provider_id = provider_id
+        self.started = False
+        self.pieces: list[str] = []
+
+    def whole(self) -> bool:
+        """Whether the arguments so far are JSON."""
+        try:
+            orjson.loads("".join(self.pieces) or "{}")
+        except orjson.JSONDecodeError:
+            return False
+        return self.started
+
+
+class _Calls:
+    """Which fragment belongs to which call: by index, else by id, else to the last.
+
+    A new call begins with an unseen index; with the same index and another id; without an index, with another id or
+    with a name after arguments that are whole.
+    """
+
+    def __init__(self, new_id: Callable[[str], str]) -> None:
+        self._new_id = new_id
+        self._all: list[_Call] = []
+        self._by_index: dict[int, _Call] = {}
+
+    def whole(self) -> bool:
+        """Whether there are calls, and the last one's arguments are JSON."""
+        return bool(self._all) and self._all[-1].whole()
+
+    def read(self, fragments: list[Json], *, whole: bool) -> Iterator[Delta]:
+        for position, fragment in enumerate(fragments):
+            index = fragment.get("index")
+            if whole and index is None and not fragment.get("id"):
+                index = position
+            yield from self._feed(fragment, index)
+
+    def _feed(self, fragment: Json, index: int | None) -> Iterator[Delta]:
+        function = fragment.get("function") or {}
+        name = function.get("name") or ""
+        call = self._find(index, fragment.get("id") or "", name)
+        if not call.started and name:
+            call.started = True
+            yield ToolCall(call.index, call.provider_id or self._new_id("call_"), name)
+            if call.pieces:
+                yield Arguments(call.index, "".join(call.pieces))
+        text = _arguments_text(function.get("arguments"))
+        if text:
+            call.pieces.append(text)
+            if call.started:
+                yield Arguments(call.index, text)
+
+    def _find(self, index: int | None, call_id: str, name: str) -> _Call:
+        known = self._known(index, call_id, name)
+        if known is None:
+            known = _Call(len(self._all), call_id)
+            self._all.append(known)
+        if isinstance(index, int):
+            self._by_index[index] = known
+        return known
+
+    def _known(self, index: int | None, call_id: str, name: str) -> _Call | None:
+        if isinstance(index, int):
+            call = self._by_index.get(index)
+            other = call is not None and call_id and call.provider_id and call_id != call.provider_id
+            return None if other else call
+        if call_id:
+            return next((call for call in self._all if call.provider_id == call_id), None)
+        last = self._all[-1] if self._all else None
+        return None if last is None or (name and last.whole()) else last
+
+
+def _arguments_text(arguments: object) -> str:
+    if isinstance(arguments, str):
+        return arguments
+    return "" if arguments is None else orjson.dumps(arguments).decode()
+
+
+def read_usage(raw: Json) -> Usage:
+    """Token counts under whatever names the provider has for them.
+
+    Output is ``completion_tokens``, except where the total is larger than prompt + completion: then reasoning was left
+    out of it (xAI, Gemini), and output is total - prompt. Reasoning beyond the output is an upstream slip: clamped.
+    """
+    prompt, completion = _count(raw, "prompt_tokens"), _count(raw, "completion_tokens")
+    total = _count(raw, "total_tokens") or prompt + completion
+    output = max(completion, total - prompt)
+    prompt_details = raw.get("prompt_tokens_details") or {}
+    output_details = raw.get("completion_tokens_details") or {}
+    return Usage(
+        input_tokens=prompt,
+        output_tokens=output,
+        total_tokens=total,
+        cached_tokens=_count(prompt_details, "cached_tokens")
+        or _count(raw, "cached_input_tokens", "prompt_cache_hit_tokens", "num_cached_tokens", "cached_tokens"),
+        cache_write_tokens=_count(prompt_details, "cache_write_tokens"),
+        reasoning_tokens=min(
+            output, _count(output_details, "reasoning_tokens") or _count(raw, "reasoning_output_tokens")
+        ),
+    )
+
+
+def _count(raw: Json, *names: str) -> int:
+    for name in names:
+        value = raw.get(name)
+        if isinstance(value, int | float) and value > 0:
+            return int(value)
+    return 0

@@ -1,0 +1,66 @@
+"""A chat request from a client to the one that is sent: checked, cut to the known fields, the model overwritten."""
+
+from __future__ import annotations
+
+from gymlet.wire.deltas import Json
+from gymlet.wire.errors import RequestError
+from gymlet.wire.fields import NUMBER, check, check_fields, one_of
+from gymlet.wire.request import STREAMED, ChatProfile, strip_think
+
+FIELDS: dict[str, tuple[type, ...]] = {
+    "messages": (list,),
+    "temperature": NUMBER,
+    "top_p": NUMBER,
+    "presence_penalty": NUMBER,
+    "frequency_penalty": NUMBER,
+    "max_tokens": (int,),
+    "max_completion_tokens": (int,),
+    "tools": (list,),
+    "tool_choice": (str, dict),
+    "parallel_tool_calls": (bool,),
+    "response_format": (dict,),
+    "reasoning_effort": (str,),
+    "verbosity": (str,),
+    "stop": (str, list),
+    "seed": (int,),
+    "n": (int,),
+    "logprobs": (bool,),
+    "top_logprobs": (int,),
+    "logit_bias": (dict,),
+    "user": (str,),
+}
+"""What is passed on; anything else is the client's own bookkeeping."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+PARTS = ("text", "image_url", "input_audio", "file", "video_url", "refusal", "thinking")
+
+
+def pass_chat(request: Json, profile: ChatProfile, *, stream: bool) -> Json:
+    """The body to send to the provider. Raises RequestError, naming the field."""
+    check_fields(request, FIELDS | {"stream": (bool,), "stream_options": (dict,)})
+    if request.get("messages") is None:
+        raise RequestError("'messages' is required: a list of messages", param="messages")
+    if (request.get("n") or 1) != 1:
+        raise RequestError("'n' must be 1: ask again for another reply", param="n")
+    messages = [_message(message, f"messages[{index}]", profile) for index, message in enumerate(request["messages"])]
+    known = {name: request[name] for name in FIELDS if request.get(name) is not None}
+    body = {**profile.extra_body, **known, "messages": messages, "model": profile.model}
+    return body | STREAMED if stream else body
+
+
+def _message(message: object, path: str, profile: ChatProfile) -> Json:
+    check(message, (dict,), path)
+    assert isinstance(message, dict)  # noqa: S101  just checked
+    one_of(message.get("role"), ROLES, f"{path}.role")
+    content = message.get("content")
+    if content is not None:
+        check(content, (str, list), f"{path}.content")
+    if isinstance(content, list):
+        for position, part in enumerate(content):
+            check(part, (dict,), f"{path}.content[{position}]")
+            one_of(part.get("type"), PARTS, f"{path}.content[{position}].type")
+    if message["role"] == "developer":
+        return {**message, "role": profile.system_role}
+    if profile.strip_reasoning and message["role"] == "assistant" and isinstance(content, str):
+        return {**message, "content": strip_think(content)}
+    return message

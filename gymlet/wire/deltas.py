@@ -1,0 +1,75 @@
+"""What a model said, in pieces that belong to no protocol.
+
+A reader per provider dialect makes deltas, a splitter sorts answer from reasoning, a writer per door turns them into
+events. Nothing here is ever changed after it was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Json = dict[str, Any]
+"""A JSON object as it crosses the wire."""
+
+FinishReason = Literal["stop", "length", "content_filter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of the chain of thought; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A piece of a refusal; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call begins. ``index`` counts the calls of one reply from 0, whatever index the provider used."""
+
+    index: int
+    call_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """A piece of the JSON arguments of call ``index``; never empty."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Why the model stopped. Usage may still follow; the last one counts."""
+
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply. ``output_tokens`` includes the reasoning tokens."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+Delta = Text | Reasoning | Refusal | ToolCall | Arguments | Finish | Usage

@@ -1,0 +1,73 @@
+"""Checks of the client's JSON: each wrong field is named by its path, with what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import orjson
+
+from gymlet.wire.deltas import Json
+from gymlet.wire.errors import RequestError
+
+NUMBER = (int, float)
+_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def parse_object(body: bytes) -> Json:
+    """The request body as a JSON object. Raises RequestError where it is none."""
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is not JSON: {error}") from None
+    if not isinstance(payload, dict):
+        raise RequestError(f"the body must be a JSON object, not {kind_of(payload)}")
+    return payload
+
+
+def kind_of(value: object) -> str:
+    """The JSON name of a value's type, for messages."""
+    return "null" if value is None else _NAMES.get(type(value), type(value).__name__)
+
+
+def check(value: object, kinds: tuple[type, ...], path: str) -> None:
+    """Raise RequestError unless ``value`` is one of ``kinds``; a JSON boolean is no number."""
+    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+        return
+    expected = "a number" if kinds == NUMBER else " or ".join(_NAMES[kind] for kind in kinds)
+    raise RequestError(f"'{path}' must be {expected}, not {kind_of(value)}", param=path)
+
+
+def check_fields(holder: Json, table: dict[str, tuple[type, ...]], path: str = "") -> None:
+    """Check the fields that are there and not null."""
+    for name, kinds in table.items():
+        value = holder.get(name)
+        if value is not None:
+            check(value, kinds, f"{path}{name}")
+
+
+def need(holder: Json, name: str, kinds: tuple[type, ...], path: str) -> Any:
+    """A field that must be there, and not be empty where it is a string."""
+    value = holder.get(name)
+    if value is None or value == "":
+        raise RequestError(f"'{path}' requires a non-empty {name}", param=f"{path}.{name}" if path else name)
+    check(value, kinds, f"{path}.{name}" if path else name)
+    return value
+
+
+def one_of(value: object, choices: Iterable[str], path: str) -> None:
+    """Raise RequestError unless ``value`` is one of ``choices``, with a near miss."""
+    known = sorted(choices)
+    if value in known:
+        return
+    near = get_close_matches(str(value), known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+    raise RequestError(f"'{path}' is '{value}': {hint}", param=path)

@@ -1,0 +1,111 @@
+"""What went wrong, in the provider's own words, out of the many shapes that providers put errors into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import orjson
+
+from gymlet.wire.errors import FailureClass, ProviderError
+
+MAX_MESSAGE_CHARS = 2000
+"""Some providers answer with a page of HTML, or echo the whole request."""
+
+CONTEXT_OVERFLOW = (
+    "context_length_exceeded",
+    "exceed_context_size",
+    "maximum context length",
+    "context length exceeded",
+    "exceeds the context",
+    "exceed the context",
+    "context window",
+    "prompt is too long",
+    "too many tokens",
+)
+"""How providers say that the prompt is too long; clients look for the code ``context_length_exceeded``."""
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "too_many_requests",
+}
+
+
+def read_error(
+    status: int, body: bytes, *, retry_after: str | None = None, request_id: str | None = None
+) -> ProviderError:
+    """The error behind a reply with ``status`` >= 400, keeping the provider's status, code and words."""
+    payload = _parse(body)
+    message = error_message(payload) or f"HTTP {status} without a message"
+    code = _find_code(payload)
+    kind, code, status = _classify(status, code, message)
+    return ProviderError(
+        f"the provider answered {status}: {message}",
+        status=status,
+        code=code,
+        error_type=_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
+        failure_class=kind,
+        retry_after=retry_after,
+        request_id=request_id,
+    )
+
+
+def error_message(payload: object) -> str:
+    """The most telling words in an error of any shape; "" if there are none."""
+    for candidate in _candidates(payload):
+        text = " ".join(str(candidate).split())
+        if text:
+            return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
+    return ""
+
+
+def _candidates(payload: object) -> Iterator[object]:
+    """The places where providers put their words, the most telling first."""
+    if isinstance(payload, list):
+        for entry in payload:
+            yield from _candidates(entry)
+    elif isinstance(payload, str):
+        yield payload
+    elif isinstance(payload, dict):
+        metadata = payload.get("metadata")
+        if isinstance(metadata, dict) and metadata.get("raw"):
+            yield from _candidates(_parse_text(metadata["raw"]))
+        for key in ("error", "base_resp", "message", "detail", "msg", "status_msg"):
+            if payload.get(key):
+                yield from _candidates(payload[key])
+
+
+def _find_code(payload: object) -> str | None:
+    error = payload[0] if isinstance(payload, list) and payload else payload
+    nested = error.get("error") if isinstance(error, dict) else None
+    for holder in (nested, error):
+        if isinstance(holder, dict):
+            code = holder.get("code") or holder.get("type")
+            if isinstance(code, str):
+                return code
+    return None
+
+
+def _classify(status: int, code: str | None, message: str) -> tuple[FailureClass, str | None, int]:
+    words = f"{code or ''} {message}".lower()
+    if status < 500 and status != 429 and any(phrase in words for phrase in CONTEXT_OVERFLOW):
+        return "provider_rejected", "context_length_exceeded", 400
+    if status == 429:
+        spent = "insufficient_quota" in words or "quota" in (code or "")
+        return ("provider_quota_exhausted" if spent else "provider_rate_limited"), code, status
+    return ("provider_rejected" if status < 500 else "provider_unavailable"), code, status
+
+
+def _parse(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body.decode("utf-8", "replace")
+
+
+def _parse_text(text: object) -> object:
+    return _parse(text.encode()) if isinstance(text, str) else text

@@ -1,0 +1,120 @@
+"""Bytes to server-sent events, and back.
+
+The decoder follows the WHATWG standard (HTML, "Server-sent events", 9.2.6): lines end with LF, CR or CRLF, one leading
+BOM is dropped, comments and unknown fields are skipped, several data lines are joined by LF. It departs from it twice,
+for what providers do: a last event without its blank line still counts, and a line ``error: …`` is an event.
+
+Bytes may be cut anywhere. Whole lines are taken as they come; an unfinished one waits in a list of pieces, so that a
+line that arrives in a million pieces is joined once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gymlet.wire.errors import StreamError
+
+MAX_EVENT_BYTES = 64 * 1024 * 1024
+"""The longest event that is buffered: above any image a model may send inline, below what would hurt the server."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class SseEvent(NamedTuple):
+    """One event: its name ("" if none was given) and its data."""
+
+    name: str
+    data: bytes
+
+
+class SseDecoder:
+    """Feed bytes, get whole events. Owns the unfinished line and the unfinished event."""
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._max_bytes = max_event_bytes
+        self._pieces: list[bytes] = []
+        self._held_bytes = 0
+        self._after_cr = False
+        self._at_start = True
+        self._data: list[bytes] = []
+        self._name = ""
+
+    def feed(self, chunk: bytes) -> list[SseEvent]:
+        """The events that ``chunk`` completes. Raises StreamError when one grows past ``max_event_bytes``."""
+        if self._after_cr:
+            chunk = chunk.removeprefix(b"\n")
+            self._after_cr = not chunk
+        if b"\r" in chunk:
+            self._after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        head, newline, rest = chunk.rpartition(b"\n")
+        if not newline:
+            self._hold(rest)
+            return []
+        lines = self._take_held(head).split(b"\n")
+        events = self._read(lines)
+        self._hold(rest)
+        return events
+
+    def close(self) -> list[SseEvent]:
+        """The event that the stream broke off in, if it had data."""
+        return self._read([self._take_held(b""), b""])
+
+    def _hold(self, piece: bytes) -> None:
+        if not piece:
+            return
+        self._pieces.append(piece)
+        self._grow(len(piece))
+
+    def _grow(self, size: int) -> None:
+        self._held_bytes += size
+        if self._held_bytes > self._max_bytes:
+            raise StreamError(f"the provider sent an event of more than {self._max_bytes} bytes")
+
+    def _take_held(self, head: bytes) -> bytes:
+        if self._pieces:
+            head = b"".join((*self._pieces, head))
+            self._held_bytes -= sum(map(len, self._pieces))
+            self._pieces.clear()
+        if self._at_start and head:
+            self._at_start = False
+            head = head.removeprefix(_BOM)
+        return head
+
+    def _read(self, lines: list[bytes]) -> list[SseEvent]:
+        events: list[SseEvent] = []
+        data = self._data
+        for line in lines:
+            if line.startswith(b"data: "):
+                data.append(line[6:])
+                self._grow(len(line))
+            elif line:
+                self._read_field(line)
+            elif data:
+                events.append(SseEvent(self._name, data[0] if len(data) == 1 else b"\n".join(data)))
+                data.clear()
+                self._held_bytes = 0
+                self._name = ""
+            else:
+                self._name = ""
+        return events
+
+    def _read_field(self, line: bytes) -> None:
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(value)
+            self._grow(len(line))
+        elif field == b"event":
+            self._name = value.decode("utf-8", "replace")
+        elif field == b"error":
+            self._name = "error"
+            self._data.append(value)
+
+
+def frame(name: str, payload: bytes) -> bytes:
+    """One event as bytes: LF only, one data line (``payload`` is JSON on one line)."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), payload)
+
+
+DONE = b"data: [DONE]\n\n"
