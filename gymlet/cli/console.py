@@ -1,0 +1,78 @@
+"""What all commands share: help, errors without a traceback, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from gymlet.config.paths import package_root
+from gymlet.config.problems import ConfigError
+from gymlet.wire.errors import GymletError
+
+EXIT_OK = 0
+EXIT_MISTAKE = 2
+EXIT_INCOMPLETE = 3
+EXIT_INTERRUPTED = 130
+
+LOG_LEVEL_VARIABLE = "GYMLET_LOG_LEVEL"
+_HELP = ("--help", "-h", "+help=true", "help=true", "++help=true")
+
+T = TypeVar("T")
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def run_command(name: str, main: Callable[[Sequence[str]], int], usage: str) -> None:
+    """Run ``main`` with the command line and leave with its exit code; a user's mistake is told in words."""
+    arguments = sys.argv[1:]
+    if any(argument in _HELP for argument in arguments):
+        print(help_text(name, usage))
+        sys.exit(EXIT_OK)
+    logging.basicConfig(
+        level=os.environ.get(LOG_LEVEL_VARIABLE, "WARNING").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        code = main(arguments)
+    except (ConfigError, GymletError) as error:
+        fail(str(error))
+        code = EXIT_MISTAKE
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_OK
+    sys.exit(code)
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, on uvloop where it is installed."""
+    try:
+        import uvloop  # noqa: PLC0415  not on every platform
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def fail(message: str) -> None:
+    """Tell what went wrong."""
+    err.print("error:", style="bold red", end=" ")
+    err.print(message, markup=False)
+
+
+def note(message: str) -> None:
+    """Tell what the user may want to know."""
+    err.print(f"note: {message}", markup=False, style="yellow")
+
+
+def help_text(name: str, usage: str) -> str:
+    """The command's usage and the keys of its primary config, with their comments."""
+    config = package_root() / "conf" / f"{name}.yaml"
+    return f"{usage.strip()}\n\nKeys and their defaults (conf/{name}.yaml):\n\n{config.read_text().strip()}"

@@ -1,0 +1,162 @@
+"""What a configuration may say: frozen dataclasses, made once at the door.
+
+A plug-in subclasses the options of its kind and adds its own keys; ``bind`` makes them out of a plain mapping.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gymlet.config.problems import Problem, near_miss
+
+Json = dict[str, Any]
+InstanceType = Literal["responses_api_models", "resources_servers", "responses_api_agents"]
+INSTANCE_TYPES: tuple[InstanceType, ...] = ("responses_api_models", "resources_servers", "responses_api_agents")
+
+Url = Annotated[str, "url"]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+KEYS_WITHOUT_MEANING = frozenset(
+    {
+        "entrypoint", "domain", "verified", "verified_url", "description", "value", "datasets", "num_workers", "host",
+        "port", "license", "reward_range", "profiling_enabled", "profiling_results_dirpath",
+    }
+)  # fmt: skip
+"""Keys of NeMo Gym that say nothing here, or that are read elsewhere; accepted on every instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One server instance as composed: ``options`` is everything below its implementation."""
+
+    name: str
+    type: InstanceType
+    implementation: str
+    entrypoint: str
+    options: Json
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadServer:
+    """Where the one server listens."""
+
+    host: str = "127.0.0.1"
+    port: Port = 11000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRef:
+    """A reference from one instance to another."""
+
+    type: InstanceType
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """What every model server understands.
+
+    ``uses_reasoning_parser``: read think tags and reasoning fields as reasoning. ``extra_body``: merged under every
+    request. ``system_role``: what a developer message is sent as. ``reasoning_output``: how reasoning is shown.
+    """
+
+    model: str
+    uses_reasoning_parser: bool = False
+    num_concurrent_requests: PositiveInt = 1000
+    extra_body: Json = field(default_factory=dict)
+    system_role: Literal["developer", "system"] = "developer"
+    reasoning_output: Literal["summary", "content", "open_responses"] = "summary"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderOptions(ModelOptions):
+    """A hosted provider that speaks OpenAI's chat completions."""
+
+    base_url: Url
+    api_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentOptions:
+    """What every environment understands. ``base_url``: it is served there, not here."""
+
+    base_url: Url | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """What every agent understands. ``max_steps``: the most calls of the model in one rollout."""
+
+    resources_server: ServerRef
+    model_server: ServerRef
+    max_steps: PositiveInt | None = None
+    skip_verification: bool = False
+    skip_verification_reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectOptions:
+    """The keys of ng_collect_rollouts; docs/rollouts.md says what each does."""
+
+    input_jsonl_fpath: str
+    output_jsonl_fpath: str
+    agent_name: str | None = None
+    limit: PositiveInt | None = None
+    num_repeats: PositiveInt | dict[str, PositiveInt] | None = None
+    num_repeats_add_seed: bool = False
+    num_samples_in_parallel: PositiveInt | None = None
+    responses_create_params: Json = field(default_factory=dict)
+    resume_from_cache: bool | None = None
+    overwrite: bool = False
+    force_resume: bool = False
+    prompt_config: str | None = None
+    disable_aggregation: bool = False
+    allow_incomplete: bool = False
+    rollout_timeout_s: PositiveFloat | None = None
+
+
+T = TypeVar("T")
+
+
+def bind(cls: type[T], options: Mapping[str, Any], *, where: str, source: str | None) -> tuple[T | None, list[Problem]]:
+    """``options`` as ``cls``, or every mistake in them: unknown keys, missing ones, wrong types and values."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    problems = [
+        Problem(f"unknown key; {near_miss(key, fields)}", key=f"{where}.{key}", source=source)
+        for key in options
+        if key not in fields and key not in KEYS_WITHOUT_MEANING
+    ]
+    values: Json = {}
+    for name, each in fields.items():
+        if name in options:
+            try:
+                values[name] = _convert(options[name], hints[name])
+            except ValueError as error:
+                problems.append(Problem(str(error), key=f"{where}.{name}", source=source))
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            problems.append(Problem("is required", key=f"{where}.{name}", source=source))
+    return (None if problems else cls(**values)), problems
+
+
+def _convert(value: object, hint: Any) -> object:
+    converted = msgspec.convert(value, hint)  # a ValidationError is a ValueError
+    if converted is not None and _is_url(hint):
+        parts = urlsplit(str(converted))
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"'{converted}' is no URL; it must begin with http:// or https:// and name a host")
+    return converted
+
+
+def _is_url(hint: Any) -> bool:
+    return hint == Url or Url in typing.get_args(hint)

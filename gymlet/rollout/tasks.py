@@ -1,0 +1,177 @@
+"""Rows of a data set to tasks: agent, overrides, repeats, indices. Pure; streams.
+
+    read (limit first) -> prompt template -> per row: agent, overrides, task index, repeats   (abc -> aabbcc)
+
+The task index is the running number of the distinct raw line; a line that comes again goes on counting its rollouts.
+Mistakes in rows are gathered over the whole data set and told once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from gymlet.rollout.metrics import ROLLOUT, TASK
+from gymlet.wire.errors import RequestError
+
+Json = dict[str, Any]
+MAX_NAMED = 20
+"""How many rows an error names before it only counts them."""
+
+
+class RowError(RequestError):
+    """A data set, or an option about its rows, that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """How rows become tasks; the keys of ng_collect_rollouts.
+
+    ``prompt`` is the parsed prompt_config: ``user`` and, optionally, ``system`` templates.
+    """
+
+    agent_name: str | None = None
+    limit: int | None = None
+    num_repeats: int | Mapping[str, int] | None = None
+    add_seed: bool = False
+    overrides: Json = field(default_factory=dict)
+    prompt: Mapping[str, str] | None = None
+
+
+class Expander:
+    """Expands the lines of one data set. Owns what was seen of them; ``finish`` tells the mistakes."""
+
+    def __init__(self, options: Expansion, source: str) -> None:
+        self._options = options
+        self._source = source
+        self._seen: dict[bytes, list[int]] = {}
+        self._without_agent: list[int] = []
+        self._unlisted: dict[str, None] = {}
+        self._with_input: list[int] = []
+        self._used: set[str] = set()
+        self.rows = 0
+
+    def expand(self, lines: Iterable[bytes]) -> Iterator[Json]:
+        """All tasks, in order. Raises RowError for a line that is no row."""
+        for number, line in enumerate(lines, start=1):
+            if self._options.limit is not None and self.rows >= self._options.limit:
+                return
+            if line.strip():
+                self.rows += 1
+                yield from self._expand_row(self._parse(line, number), line.strip(), number)
+
+    def finish(self) -> list[str]:
+        """Warnings. Raises RowError with every mistake of the rows."""
+        wrong = list(self._mistakes())
+        if wrong:
+            raise RowError("\n".join(wrong))
+        repeats = self._options.num_repeats
+        listed = repeats.keys() - {"_default"} if isinstance(repeats, Mapping) else set()
+        return [f"num_repeats names '{name}', and no row uses that agent" for name in sorted(listed - self._used)]
+
+    def _mistakes(self) -> Iterator[str]:
+        if self.rows == 0:
+            yield f"{self._source} has no rows"
+        if self._without_agent:
+            yield (
+                f"{self._source}: {_lines(self._without_agent)} name no agent; "
+                "give one with +agent_name=<name>, or an agent_ref in the row"
+            )
+        if self._unlisted:
+            names = ", ".join(f"'{name}'" for name in self._unlisted)
+            yield f"num_repeats has no entry for {names}; add them, or a '_default'"
+        if self._with_input:
+            yield f"{self._source}: {_lines(self._with_input)} have an input already; prompt_config would overwrite it"
+
+    def _parse(self, line: bytes, number: int) -> Json:
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise RowError(f"Malformed JSON in {self._source} at line {number}: {error}") from None
+        if not isinstance(row, dict):
+            raise RowError(f"{self._source} at line {number}: a row must be a JSON object")
+        params = row.get("responses_create_params", {} if self._options.prompt else None)
+        if not isinstance(params, dict):
+            raise RowError(f"{self._source} at line {number}: 'responses_create_params' must be an object")
+        return row
+
+    def _expand_row(self, row: Json, line: bytes, number: int) -> Iterator[Json]:
+        self._place_prompt(row, number)
+        agent = self._agent(row, number)
+        repeats = self._repeats(agent)
+        params = (row.get("responses_create_params") or {}) | self._options.overrides
+        seen = self._seen.setdefault(hashlib.blake2b(line, digest_size=16).digest(), [len(self._seen), 0])
+        task = row.get(TASK, seen[0])
+        for _ in range(repeats):
+            rollout, seen[1] = seen[1], seen[1] + 1
+            shown = _with_seed(params, rollout) if self._options.add_seed else params
+            yield {**row, "responses_create_params": shown, "agent_ref": agent, TASK: task, ROLLOUT: rollout}
+
+    def _agent(self, row: Json, number: int) -> Json:
+        ref = row.get("agent_ref")
+        if isinstance(ref, dict) and ref.get("name"):
+            agent: Json = ref
+        elif self._options.agent_name:
+            agent = {"name": self._options.agent_name}
+        else:
+            self._without_agent.append(number)
+            agent = {"name": ""}
+        self._used.add(agent["name"])
+        return agent
+
+    def _repeats(self, agent: Json) -> int:
+        repeats = self._options.num_repeats
+        if repeats is None or isinstance(repeats, int):
+            return repeats or 1
+        listed = repeats.get(agent["name"], repeats.get("_default"))
+        if listed is None and agent["name"]:
+            self._unlisted[agent["name"]] = None
+        return listed or 1
+
+    def _place_prompt(self, row: Json, number: int) -> None:
+        prompt = self._options.prompt
+        if prompt is None:
+            return
+        params = row.get("responses_create_params") or {}
+        if params.get("input"):
+            self._with_input.append(number)
+            return
+        messages = [
+            {"role": role, "content": self._fill(prompt[role], row, number)}
+            for role in ("system", "user")
+            if prompt.get(role)
+        ]
+        row["responses_create_params"] = {**params, "input": messages}
+
+    def _fill(self, template: str, row: Json, number: int) -> str:
+        try:
+            return string.Formatter().vformat(template, (), row)
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            fields = ", ".join(sorted(row))
+            raise RowError(
+                f"{self._source} at line {number}: the prompt needs {error}, and the row's fields are: {fields}"
+            ) from None
+
+
+def _with_seed(params: Json, seed: int) -> Json:
+    """The rollout's number as seed, where only the provider reads it."""
+    metadata = params.get("metadata") or {}
+    extra = metadata.get("extra_body")
+    merged = {**(orjson.loads(extra) if isinstance(extra, str) else extra or {}), "seed": seed}
+    text = (
+        "{"
+        + ", ".join(f"{orjson.dumps(key).decode()}: {orjson.dumps(value).decode()}" for key, value in merged.items())
+        + "}"
+    )
+    return {**params, "metadata": {**metadata, "extra_body": text}}
+
+
+def _lines(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:MAX_NAMED]))
+    more = f" and {len(numbers) - MAX_NAMED} more" if len(numbers) > MAX_NAMED else ""
+    return f"the rows at line{'s' if len(numbers) > 1 else ''} {shown}{more}"

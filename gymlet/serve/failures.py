@@ -1,0 +1,68 @@
+"""From an error to a status and a body: the only place where this is decided."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import orjson
+from aiohttp import web
+
+from gymlet.wire.deltas import Json
+from gymlet.wire.errors import GymletError, ProviderError
+
+log = logging.getLogger(__name__)
+
+FAILURE_CLASS_HEADER = "x-gymlet-failure-class"
+"""Tells a collector that calls over HTTP under which name to file a failed rollout."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_HTTP_CODES = {404: ("not_found", "not_found"), 413: ("invalid_request_error", "request_too_large")}
+
+
+def to_response(error: GymletError) -> web.Response:
+    """The reply for an error that happened before the first byte."""
+    headers: dict[str, str] = {FAILURE_CLASS_HEADER: error.failure_class}
+    if isinstance(error, ProviderError):
+        if error.retry_after is not None:
+            headers["Retry-After"] = error.retry_after
+        if error.request_id is not None:
+            headers["x-request-id"] = error.request_id
+    return json_response(error_body(error), status=error.status, headers=headers)
+
+
+def error_body(error: GymletError) -> Json:
+    """The JSON of an error, as OpenAI's clients read it."""
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def json_response(payload: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """``payload`` as a JSON reply."""
+    return web.Response(
+        body=orjson.dumps(payload), status=status, headers=headers, content_type="application/json", charset="utf-8"
+    )
+
+
+@web.middleware
+async def failures(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error with JSON; what nobody expected is logged, and told without its details."""
+    try:
+        return await handler(request)
+    except GymletError as error:
+        return to_response(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _http_response(request, error)
+    except Exception:
+        log.exception("unexpected error: %s %s", request.method, request.path)
+        return json_response(error_body(GymletError("internal error; the server's log has the details")), status=500)
+
+
+def _http_response(request: web.Request, error: web.HTTPException) -> web.Response:
+    kind, code = _HTTP_CODES.get(error.status, ("invalid_request_error", None))
+    message = f"{request.method} {request.path}: {error.reason}"
+    headers = {name: value for name, value in error.headers.items() if name.lower() == "allow"}
+    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return json_response(body, status=error.status, headers=headers)

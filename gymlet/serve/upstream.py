@@ -1,0 +1,139 @@
+"""The provider's side: one ClientSession per provider, its limit, and its failures as ProviderError."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+import orjson
+
+from gymlet.wire.deltas import Json
+from gymlet.wire.errors import ProviderError, StreamError
+from gymlet.wire.provider_errors import read_error
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 30.0
+READ_CHUNK_BYTES = 256 * 1024
+"""Above it the provider's socket is not read until the client has taken what there is: the back-pressure."""
+
+MAX_ERROR_BODY_BYTES = 1024 * 1024
+
+
+_WHOLE = ("application/json", "text/html")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where the model is, and how many requests it may have at once."""
+
+    base_url: str
+    model: str
+    api_key: str = field(default="", repr=False)
+    num_concurrent_requests: int = 1000
+
+    @property
+    def completions_url(self) -> str:
+        """The endpoint that every reply comes from."""
+        return f"{self.base_url.rstrip('/')}/chat/completions"
+
+
+class Answer:
+    """A provider's reply with a good status, its body not yet read."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    @property
+    def streams(self) -> bool:
+        """Whether the body may be a stream of events; not every provider labels it so."""
+        return self._response.content_type not in _WHOLE
+
+    @property
+    def content_type(self) -> str:
+        """What the provider says that the body is."""
+        return self._response.content_type
+
+    async def read_some(self) -> bytes:
+        """The next bytes as they came; b"" at the end. Raises StreamError when the connection breaks."""
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise StreamError(f"the provider's stream broke off: {_cause(error)}") from error
+
+    async def read(self) -> bytes:
+        """The whole body. Raises StreamError when the connection breaks."""
+        try:
+            return await self._response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise StreamError(f"the provider's reply broke off: {_cause(error)}") from error
+
+
+class Upstream:
+    """Calls one provider. Owns its session and its slots; first come, first served."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        self._slots = asyncio.Semaphore(provider.num_concurrent_requests)
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if provider.api_key:
+            headers["Authorization"] = f"Bearer {provider.api_key}"
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            read_bufsize=READ_CHUNK_BYTES,
+        )
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._session.close()
+
+    @asynccontextmanager
+    async def call(self, body: Json) -> AsyncIterator[Answer]:
+        """Send one chat request. Raises ProviderError if the provider cannot be reached or refuses it."""
+        async with self._slots:
+            response = await self._send(orjson.dumps(body))
+            try:
+                if response.status >= 300:
+                    raise await self._refusal(response)
+                yield Answer(response)
+            finally:
+                response.release()
+
+    async def _send(self, body: bytes) -> aiohttp.ClientResponse:
+        url = self.provider.completions_url
+        try:
+            return await self._session.post(url, data=body, allow_redirects=False)
+        except TimeoutError as error:
+            raise ProviderError(
+                f"{url} did not accept a connection in {CONNECT_TIMEOUT_S:g} s", status=504, failure_class="timeout"
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ProviderError(f"{url} cannot be reached: {_cause(error)}") from error
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> ProviderError:
+        if response.status < 400:
+            return ProviderError(f"{self.provider.completions_url} redirects elsewhere; name the final base_url")
+        try:
+            body = await response.content.read(MAX_ERROR_BODY_BYTES)
+        except (aiohttp.ClientError, OSError):
+            body = b""
+        if self.provider.api_key:
+            body = body.replace(self.provider.api_key.encode(), b"****")
+        error = read_error(
+            response.status,
+            body,
+            retry_after=response.headers.get("Retry-After"),
+            request_id=response.headers.get("x-request-id"),
+        )
+        log.info("provider refused: status=%d class=%s", response.status, error.failure_class)
+        return error
+
+
+def _cause(error: BaseException) -> str:
+    return str(error) or type(error).__name__
