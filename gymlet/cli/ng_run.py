@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from gymlet.cli.console import EXIT_OK, note, run_async, run_command
 from gymlet.config.compose import Composition, compose, require_instances, to_yaml
@@ -71,10 +70,9 @@ def build_gym(composition: Composition) -> Gym:
 
 def _show(composition: Composition, gym: Gym, url: str) -> None:
     out.print(f"composed of: {', '.join(composition.layers)}", markup=False)
-    table = Table("instance", "kind", "serves", box=None, pad_edge=False)
     for entry in server_instances(gym, url):
-        table.add_row(entry["name"], f"{entry['server_type']}/{entry['implementation']}", entry["url"])
-    out.print(table)
+        kind = f"{entry['server_type']}/{entry['implementation']}"
+        out.print(f"{entry['name']:<24} {kind:<40} {entry['url']}", markup=False)
     for model in gym.models.values():
         options = model.options
         where = getattr(options, "base_url", "this machine")

@@ -161,10 +161,12 @@ class Run:
             moved = files.set_aside()
             self.notes += [f"moved aside: {', '.join(path.name for path in moved)}"] if moved else []
         if self._resumes():
-            self.expected = sum(1 for _ in read_rows(files.inputs))
             self.notes.append(f"going on with {files.output.name}")
-            return
-        files.failures.unlink(missing_ok=True)
+            if not job.force_resume:
+                self.expected = sum(1 for _ in read_rows(files.inputs))
+                return
+        else:
+            files.failures.unlink(missing_ok=True)
         expander = Expander(job.expansion, str(job.input_path))
         with job.input_path.open("rb") as lines:
             self.expected = materialize(

@@ -248,13 +248,17 @@ def _interval(tasks: list[list[float]], expected: int) -> Json:
     every = [value for task in tasks for value in task]
     mean = math.fsum(every) / len(every)
     binary_singles = all(len(task) == 1 and task[0] in (0, 1) for task in tasks)
-    low, high = _wilson(mean, len(every)) if binary_singles else _clustered(tasks, mean)
+    alike = set(every) <= {0} or set(every) <= {1}
+    wilson = binary_singles or alike  # rollouts that are all alike have no spread to measure: count tasks
+    low, high = _wilson(mean, len(tasks)) if wilson else _clustered(tasks, mean)
+    if low is not None and high is not None and all(0 <= value <= 1 for value in every):
+        low, high = max(0.0, low), min(1.0, high)
     return {
         "mean": 100 * mean,
         "mean_failures_as_0": 100 * math.fsum(every) / expected if expected else None,
         "ci95_low": None if low is None else 100 * low,
         "ci95_high": None if high is None else 100 * high,
-        "ci95_method": "wilson" if binary_singles else "t_clustered_by_task",
+        "ci95_method": "wilson" if wilson else "t_clustered_by_task",
     }
 
 

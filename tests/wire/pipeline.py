@@ -116,7 +116,9 @@ def _check_deltas(events, done):
             joined[key] = joined.get(key, "") + event["delta"]
     for item in done:
         if item["type"] == "function_call":
-            assert item["arguments"] == joined.pop((item["id"], None, None), "{}" if item["status"] == "completed" else "")
+            assert item["arguments"] == joined.pop(
+                (item["id"], None, None), "{}" if item["status"] == "completed" else ""
+            )
         for container, at in (("content", 1), ("summary", 2)):
             for index, part in enumerate(item.get(container) or ()):
                 key = (item["id"], index if at == 1 else None, index if at == 2 else None)

@@ -62,9 +62,9 @@ def test_any_bytes_decode_alike_however_cut(body, sizes):
 @pytest.mark.parametrize("body", [b"data: " + b"x" * 200, b"data: xxxx\n" * 40], ids=["one line", "many lines"])
 def test_an_endless_event_is_refused(body):
     decoder = SseDecoder(max_event_bytes=100)
+    pieces = [body[start : start + 7] for start in range(0, len(body), 7)]
     with pytest.raises(StreamError, match="more than 100 bytes"):
-        for start in range(0, len(body), 7):
-            decoder.feed(body[start : start + 7])
+        _ = [decoder.feed(piece) for piece in pieces]
 
 
 def test_many_events_do_not_add_up_to_the_limit():
