@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -21,6 +22,9 @@ EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 
 LOG_LEVEL_VARIABLE = "GYMLET_LOG_LEVEL"
+GC_THRESHOLD = 10_000
+"""Objects between two collections: a streamed chunk makes a dozen and drops them at once."""
+
 _HELP = ("--help", "-h", "+help=true", "help=true", "++help=true")
 
 T = TypeVar("T")
@@ -53,6 +57,8 @@ def run_command(name: str, main: Callable[[Sequence[str]], int], usage: str) -> 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, on uvloop where it is installed."""
+    gc.freeze()  # what was loaded so far stays: the collector need not look at it again and again
+    gc.set_threshold(GC_THRESHOLD)
     try:
         import uvloop  # noqa: PLC0415  not on every platform
     except ImportError:

@@ -29,11 +29,8 @@ async def relay(request: web.Request, answer: Answer, reply: Reply) -> web.Strea
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
     await response.write(reply.open())
-    if answer.streams:
-        await _pump(answer, reply, response)
-    else:
-        await response.write(await _whole(answer, reply))
-    await response.write_eof()
+    last = await (_pump(answer, reply, response) if answer.streams else _whole(answer, reply))
+    await response.write_eof(last)
     return response
 
 
@@ -50,8 +47,9 @@ async def collect(answer: Answer, reply: Reply) -> Json:
     return reply.response
 
 
-async def _pump(answer: Answer, reply: Reply, response: web.StreamResponse) -> None:
-    while not reply.ended:
+async def _pump(answer: Answer, reply: Reply, response: web.StreamResponse) -> bytes:
+    """Everything but the last events, which are returned."""
+    while True:
         try:
             async with asyncio.timeout(KEEP_ALIVE_S):
                 chunk = await answer.read_some()
@@ -59,9 +57,10 @@ async def _pump(answer: Answer, reply: Reply, response: web.StreamResponse) -> N
             await response.write(reply.keep_alive())
             continue
         except StreamError as error:
-            await response.write(reply.fail(error))
-            return
+            return reply.fail(error)
         events = reply.feed(chunk) if chunk else reply.close()
+        if reply.ended:
+            return events
         if events:
             await response.write(events)
 

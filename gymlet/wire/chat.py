@@ -45,62 +45,67 @@ FINISH_REASONS: dict[str, FinishReason] = {
 class ChatReader:
     """Feed parsed chunks, get deltas. Owns the calls seen so far, the last usage and the last finish reason.
 
-    ``new_id(prefix)`` mints the ids of calls that the provider left without one.
+    ``new_id(prefix)`` mints the ids of calls that the provider left without one. ``failure`` is the error that the
+    provider put into the stream, once it has.
     """
 
     def __init__(self, new_id: Callable[[str], str]) -> None:
         self._calls = _Calls(new_id)
         self._usage: Json | None = None
         self._finish: str | None = None
+        self._choices = False
+        self.failure: StreamError | None = None
 
     def feed(self, chunk: Json) -> list[Delta]:
-        """The deltas of one chunk. Raises StreamError for an error that the provider put into the stream."""
-        usage = chunk.get("usage")
-        if usage:
-            self._usage = usage
+        """The deltas of one chunk; an error in it becomes the ``failure``."""
+        if chunk.get("usage"):
+            self._usage = chunk["usage"]
         if "error" in chunk or "base_resp" in chunk:
             self._check(chunk)
         choices = chunk.get("choices")
         if not choices:
             return []
+        self._choices = True
         choice = choices[0] if len(choices) == 1 else _first_choice(choices)
-        finish = choice.get("finish_reason")
-        if finish:
-            self._finish_with(finish, choice)
-        if choice.get("usage"):
-            self._usage = choice["usage"]
-        return self._read(choice.get("delta") or choice.get("message"))
+        if choice.get("finish_reason") or choice.get("usage"):
+            self._read_end(choice)
+        delta = choice.get("delta") or choice.get("message")
+        return self._read(delta) if delta else []
 
     def close(self, *, done: bool, whole: bool = False) -> list[Delta]:
         """Finish and usage, at the end: ``done`` if a stream ended with ``[DONE]``, ``whole`` if it was no stream.
 
-        Raises StreamError if the model never said that it had finished, and the reply may have been cut.
+        It is a failure if the model never said that it had finished, and the reply may have been cut.
         """
-        if self._finish is None and not whole and not (done and self._calls.whole()):
-            raise StreamError("the provider's stream ended before the model had finished (no finish_reason)")
+        if whole and not self._choices:
+            self._fail("the provider's reply has no choices")
+        elif self._finish is None and not whole and not (done and self._calls.whole()):
+            self._fail("the provider's stream ended before the model had finished (no finish_reason)")
         deltas: list[Delta] = [Finish(FINISH_REASONS.get(self._finish or "", "stop"))]
         if self._usage is not None:
             deltas.append(read_usage(self._usage))
         return deltas
 
-    def _finish_with(self, finish: str, choice: Json) -> None:
-        self._finish = finish
-        if finish == "error" or choice.get("error"):
-            raise StreamError(error_message(choice) or "the provider ended the reply with an error")
+    def _read_end(self, choice: Json) -> None:
+        if choice.get("usage"):
+            self._usage = choice["usage"]
+        self._finish = choice.get("finish_reason") or self._finish
+        if self._finish == "error" or choice.get("error"):
+            self._fail(error_message(choice) or "the provider ended the reply with an error")
 
     def _check(self, chunk: Json) -> None:
         error = chunk.get("error")
-        refused = (chunk.get("base_resp") or {}).get("status_code")
-        if not error and not refused:
+        if not error and not (chunk.get("base_resp") or {}).get("status_code"):
             return
-        if self._finish is not None and FINISH_REASONS.get(self._finish) == "length":
+        if FINISH_REASONS.get(self._finish or "") == "length":
             return  # the token limit, told a second time
-        raise StreamError(error_message(chunk) or "the provider sent an error", code=_code(error))
+        self._fail(error_message(chunk) or "the provider sent an error", code=_code(error))
 
-    def _read(self, message: Json | None) -> list[Delta]:
+    def _fail(self, message: str, *, code: str | None = None) -> None:
+        self.failure = self.failure or StreamError(message, code=code)
+
+    def _read(self, message: Json) -> list[Delta]:
         deltas: list[Delta] = []
-        if not message:
-            return deltas
         for field in REASONING_FIELDS:
             reasoning = message.get(field)
             if reasoning and isinstance(reasoning, str):
@@ -116,6 +121,51 @@ class ChatReader:
         if calls:
             deltas += self._calls.read(calls, whole="delta" not in message and len(calls) > 1)
         return deltas
+
+
+class TextShape:
+    """The chunk that comes again and again, with another text in it.
+
+    Most chunks of a stream are the same bytes around one string. Once one was parsed and gave nothing but text, a chunk
+    with the same bytes around a string without escapes says the same with that text, and needs no parsing. Providers
+    that put something new into each chunk are given up on after MAX_MISSES.
+    """
+
+    MAX_MISSES = 8
+
+    def __init__(self) -> None:
+        self._before = b""
+        self._after = b""
+        self._start = self._end = 0
+        self._kind: type[Text | Reasoning] = Text
+        self._misses = 0
+
+    def match(self, data: bytes) -> Delta | None:
+        """The delta of a chunk of this shape, or None for another."""
+        if not self._before or not data.startswith(self._before) or not data.endswith(self._after):
+            return None
+        literal = data[self._start : self._end]
+        if not literal or b'"' in literal or b"\\" in literal:
+            return None
+        try:
+            text = literal.decode()
+        except UnicodeDecodeError:
+            return None
+        return self._kind(text) if text.isprintable() else None
+
+    def learn(self, data: bytes, deltas: list[Delta]) -> None:
+        """Take the shape of a chunk that was parsed."""
+        if self._misses >= self.MAX_MISSES or len(deltas) != 1:
+            return
+        delta = deltas[0]
+        if not isinstance(delta, Text | Reasoning):
+            return
+        before, _, after = data.partition(orjson.dumps(delta.text))
+        if not after or orjson.dumps(delta.text) in after:
+            return
+        self._misses = 0 if (before + b'"', b'"' + after) == (self._before, self._after) else self._misses + 1
+        self._before, self._after, self._kind = before + b'"', b'"' + after, type(delta)
+        self._start, self._end = len(self._before), -len(self._after)
 
 
 def _first_choice(choices: list[Json]) -> Json:

@@ -5,6 +5,8 @@ Reasoning is in ``reasoning_content``; calls count from 0; a chunk with usage co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import orjson
 
 from gymlet.wire.deltas import Arguments, Delta, Finish, Json, Reasoning, Refusal, Text, ToolCall, Usage
@@ -40,26 +42,10 @@ class CompletionWriter:
         """A comment, for clients that give up on a silent stream."""
         return b": keep-alive\n"
 
-    def feed(self, delta: Delta) -> None:
-        """Turn one delta into a chunk; ``take`` has its bytes."""
-        match delta:
-            case Text(text):
-                self._text("content", text)
-            case Reasoning(text):
-                self._text("reasoning_content", text)
-            case Refusal(text):
-                self._text("refusal", text)
-            case ToolCall(index, call_id, name):
-                self._calls[index] = {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
-                self._arguments[index] = []
-                self._chunk({"tool_calls": [{"index": index, **self._calls[index]}]})
-            case Arguments(index, text):
-                self._arguments[index].append(text)
-                self._chunk({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
-            case Finish():
-                self._finish = delta
-            case Usage():
-                self._usage = delta
+    def feed(self, deltas: Iterable[Delta]) -> None:
+        """Turn deltas into chunks; ``take`` has their bytes."""
+        for delta in deltas:
+            self._apply(delta)
 
     def take(self) -> bytes:
         """The bytes of the chunks since the last call."""
@@ -85,6 +71,26 @@ class CompletionWriter:
         body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
         self._pieces.append(b"data: " + orjson.dumps({"error": body}) + b"\n\n")
         return self.take() + DONE
+
+    def _apply(self, delta: Delta) -> None:
+        match delta:
+            case Text(text):
+                self._text("content", text)
+            case Reasoning(text):
+                self._text("reasoning_content", text)
+            case Refusal(text):
+                self._text("refusal", text)
+            case ToolCall(index, call_id, name):
+                self._calls[index] = {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+                self._arguments[index] = []
+                self._chunk({"tool_calls": [{"index": index, **self._calls[index]}]})
+            case Arguments(index, text):
+                self._arguments[index].append(text)
+                self._chunk({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+            case Finish():
+                self._finish = delta
+            case Usage():
+                self._usage = delta
 
     def _text(self, key: str, text: str) -> None:
         self._texts[key].append(text)

@@ -30,8 +30,8 @@ TAGS = {
 class Splitter(Protocol):
     """What every splitter does: ``feed`` gives out what is certain, ``close`` what was held back."""
 
-    def feed(self, delta: Delta) -> Iterable[Delta]:
-        """The deltas that are certain once ``delta`` is known."""
+    def feed(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
+        """The deltas that are certain once these are known."""
         ...
 
     def close(self) -> Iterable[Delta]:
@@ -42,9 +42,9 @@ class Splitter(Protocol):
 class Plain:
     """No parsing: content passes untouched, a separate reasoning field is not read (as NeMo Gym without its parser)."""
 
-    def feed(self, delta: Delta) -> Iterable[Delta]:
+    def feed(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
         """Everything but reasoning."""
-        return () if type(delta) is Reasoning else (delta,)
+        return [delta for delta in deltas if type(delta) is not Reasoning]
 
     def close(self) -> Iterable[Delta]:
         """Nothing is ever held."""
@@ -54,9 +54,9 @@ class Plain:
 class Verbatim:
     """Everything as it came."""
 
-    def feed(self, delta: Delta) -> Iterable[Delta]:
-        """The delta itself."""
-        return (delta,)
+    def feed(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
+        """The deltas themselves."""
+        return deltas
 
     def close(self) -> Iterable[Delta]:
         """Nothing is ever held."""
@@ -71,13 +71,22 @@ class Tagged:
         self._held = ""
         self._closing = ""
 
-    def feed(self, delta: Delta) -> Iterable[Delta]:
-        """Sort one delta; text may wait until it is known not to be a tag."""
-        if type(delta) is Text:
-            return (delta,) if self._state == "answer" else self._text(delta.text)
-        if type(delta) is Arguments:
-            return (delta,)
-        return (*self._settle("start" if type(delta) is ToolCall else "answer"), delta)
+    def feed(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
+        """Sort deltas; text may wait until it is known not to be a tag."""
+        sorted_: list[Delta] = []
+        for delta in deltas:
+            kind = type(delta)
+            if kind is Text:
+                if self._state == "answer":
+                    sorted_.append(delta)
+                else:
+                    sorted_ += self._text(delta.text)  # type: ignore[union-attr]
+            elif kind is Arguments:
+                sorted_.append(delta)
+            else:
+                sorted_ += self._settle("start" if kind is ToolCall else "answer")
+                sorted_.append(delta)
+        return sorted_
 
     def close(self) -> Iterable[Delta]:
         """Let go of the held text: it was no tag."""

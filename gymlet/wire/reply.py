@@ -12,10 +12,9 @@ from typing import Protocol
 
 import orjson
 
-from gymlet.wire.chat import ChatReader
+from gymlet.wire.chat import ChatReader, TextShape
 from gymlet.wire.deltas import Delta, Json
-from gymlet.wire.errors import GymletError, ProviderError, StreamError
-from gymlet.wire.provider_errors import error_message
+from gymlet.wire.errors import GymletError, StreamError
 from gymlet.wire.reasoning import Splitter
 from gymlet.wire.sse import SseDecoder, SseEvent
 
@@ -36,8 +35,8 @@ class Writer(Protocol):
         """Bytes that show life and say nothing."""
         ...
 
-    def feed(self, delta: Delta) -> None:
-        """Take one delta."""
+    def feed(self, deltas: Iterable[Delta]) -> None:
+        """Take deltas."""
         ...
 
     def take(self) -> bytes:
@@ -61,6 +60,7 @@ class Reply:
 
     def __init__(self, reader: ChatReader, splitter: Splitter, writer: Writer) -> None:
         self._decoder = SseDecoder()
+        self._shape = TextShape()
         self._reader = reader
         self._splitter = splitter
         self._writer = writer
@@ -87,33 +87,28 @@ class Reply:
         if self.ended:
             return b""
         try:
-            for event in self._decoder.feed(chunk):
-                self._read(event)
-        except ProviderError as error:
+            events = self._decoder.feed(chunk)
+        except StreamError as error:
             return self.fail(error)
-        return self._writer.take()
+        failure = self._read(events)
+        return self._writer.take() if failure is None else self.fail(failure)
 
     def feed_body(self, body: bytes) -> bytes:
         """A whole reply that is no stream: all events at once, terminal one included."""
-        try:
-            self._take_in(self._reader.feed(_with_choices(_parse(body.strip(), "a reply"))))
-        except ProviderError as error:
-            return self.fail(error)
         self._whole = True
-        return self.close()
+        failure = self._read([("", body.strip())])
+        return self.close() if failure is None else self.fail(failure)
 
     def close(self) -> bytes:
         """The rest, once the provider has sent its last byte."""
         if self.ended:
             return b""
-        try:
-            for event in self._decoder.close():
-                self._read(event)
-            last = self._reader.close(done=self._done, whole=self._whole)
-        except ProviderError as error:
-            return self.fail(error)
-        for delta in (*self._splitter.close(), *last):
-            self._writer.feed(delta)
+        failure = self._read(self._decoder.close())
+        last = self._reader.close(done=self._done, whole=self._whole)
+        failure = failure or self._reader.failure
+        if failure is not None:
+            return self.fail(failure)
+        self._writer.feed((*self._splitter.close(), *last))
         self.ended = True
         return self._writer.close()
 
@@ -121,40 +116,43 @@ class Reply:
         """End the reply with ``error``; what was said so far stays said."""
         if self.ended:
             return b""
-        for delta in self._splitter.close():
-            self._writer.feed(delta)
+        self._writer.feed(self._splitter.close())
         self.ended = True
         self.error = error
         return self._writer.fail(error)
 
-    def _read(self, event: SseEvent) -> None:
-        if event.data == b"[DONE]":
-            self._done = True
-            return
-        payload = _parse(event.data, "an event")
-        if event.name == "error" and not payload.get("choices"):
-            raise StreamError(error_message(payload) or "the provider sent an error event")
-        self._take_in(self._reader.feed(payload))
+    def _read(self, events: list[SseEvent]) -> StreamError | None:
+        deltas: list[Delta] = []
+        failure = None
+        for name, data in events:
+            delta = None if name else self._shape.match(data)
+            if delta is not None:
+                deltas.append(delta)
+                continue
+            if data == b"[DONE]":
+                self._done = True
+                continue
+            payload, failure = _parse(name, data)
+            if failure is not None:
+                break
+            found = self._reader.feed(payload)
+            if self._reader.failure is not None:
+                break
+            deltas += found
+            self._shape.learn(data, found)
+        self._writer.feed(self._splitter.feed(deltas))
+        return self._reader.failure or failure
 
-    def _take_in(self, deltas: Iterable[Delta]) -> None:
-        split, write = self._splitter.feed, self._writer.feed
-        for delta in deltas:
-            for piece in split(delta):
-                write(piece)
 
-
-def _with_choices(payload: Json) -> Json:
-    if not payload.get("choices"):
-        raise ProviderError(error_message(payload) or "the provider's reply has no choices")
-    return payload
-
-
-def _parse(data: bytes, what: str) -> Json:
+def _parse(name: str, data: bytes) -> tuple[Json, StreamError | None]:
+    """The event's JSON; an error event, or what is no object, as an error."""
     try:
         payload = orjson.loads(data)
     except orjson.JSONDecodeError:
         start = data[:200].decode("utf-8", "replace")
-        raise StreamError(f"the provider sent {what} that is not JSON: {start!r}") from None
+        return {}, StreamError(f"the provider sent what is not JSON: {start!r}")
     if not isinstance(payload, dict):
-        payload = {"error": payload}
-    return payload
+        return {"error": payload or "no object"}, None
+    if name == "error" and not payload.get("choices"):
+        return {"error": payload.get("error", payload)}, None
+    return payload, None

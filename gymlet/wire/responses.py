@@ -16,7 +16,7 @@ Sources: OpenAI's Responses API as recorded, the Open Responses specification of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ class Events:
 
     def emit_delta(self, prefix: bytes, text: str, suffix: bytes) -> None:
         """Add one delta event whose constant parts were made before."""
-        self.pieces += (prefix, b"%d" % self.number, suffix, orjson.dumps(text), b"}\n\n")
+        self.pieces.append(b"%b%d%b%b}\n\n" % (prefix, self.number, suffix, orjson.dumps(text)))
         self.number += 1
 
     def take(self) -> bytes:
@@ -117,10 +117,13 @@ class _PartItem:
         events.emit("response.output_item.added", {"output_index": index, "item": {**shell, "status": "in_progress"}})
         self._open_part(form)
 
-    def feed(self, text: str, form: PartForm) -> None:
+    def turn_to(self, form: PartForm) -> None:
+        """Go on in a part of this form."""
         if form is not self._form:
             self._close_part()
             self._open_part(form)
+
+    def feed(self, text: str) -> None:
         self._pieces.append(text)
         self._events.emit_delta(self._prefix, text, self._suffix)
 
@@ -210,7 +213,8 @@ class ResponseWriter:
         self._output: list[Json] = []
         self._open: _PartItem | _CallItem | None = None
         self._open_kind: type[Delta] | None = None
-        self._blank: list[Delta] = []
+        self._feed_open: Callable[[str], None] = _nothing_open
+        self._blank: list[Text | Reasoning | Refusal] = []
         self._waiting: list[Delta] = []
         self._finish: Finish | None = None
         self._usage: Usage | None = None
@@ -227,18 +231,19 @@ class ResponseWriter:
         self._events.emit("response.in_progress", {"response": self._envelope})
         return self._events.take()
 
-    def feed(self, delta: Delta) -> None:
-        """Turn one delta into events; ``take`` has their bytes."""
-        if type(delta) is Text and self._open_kind is Text:
-            self._open.feed(delta.text, OUTPUT_TEXT)  # type: ignore[union-attr,call-arg]
-        elif isinstance(delta, Finish | Usage) or self._is_own(delta):
-            self._apply(delta)
-            if self._waiting:
-                self._release()
-        elif self._waiting or self._must_wait():
-            self._waiting.append(delta)
-        else:
-            self._apply(delta)
+    def feed(self, deltas: Iterable[Delta]) -> None:
+        """Turn deltas into events; ``take`` has their bytes."""
+        for delta in deltas:
+            if type(delta) is self._open_kind:
+                self._feed_open(delta.text)  # type: ignore[union-attr]
+            elif isinstance(delta, Finish | Usage) or self._is_own(delta):
+                self._apply(delta)
+                if self._waiting:
+                    self._release()
+            elif self._waiting or self._must_wait():
+                self._waiting.append(delta)
+            else:
+                self._apply(delta)
 
     def take(self) -> bytes:
         """The bytes of the events since the last call."""
@@ -286,16 +291,15 @@ class ResponseWriter:
     def _apply(self, delta: Delta) -> None:
         match delta:
             case Text(text):
-                self._part(delta, text, OUTPUT_TEXT, Text)
+                self._part(delta, text, OUTPUT_TEXT)
             case Reasoning(text):
-                self._part(delta, text, self._reasoning_form, Reasoning)
+                self._part(delta, text, self._reasoning_form)
             case Refusal(text):
-                self._part(delta, text, REFUSAL, Text)
+                self._part(delta, text, REFUSAL)
             case ToolCall(index, call_id, name):
                 self._close_open("completed")
                 self._blank.clear()
                 self._open = _CallItem(self._events, self._call_shell(call_id, name), len(self._output), index)
-                self._open_kind = ToolCall
             case Arguments(index, text):
                 if isinstance(self._open, _CallItem) and self._open.call == index:
                     self._open.feed(text)
@@ -304,24 +308,27 @@ class ResponseWriter:
             case Usage():
                 self._usage = delta
 
-    def _part(self, delta: Delta, text: str, form: PartForm, kind: type[Delta]) -> None:
-        if self._open_kind is not kind:
-            if not text.strip():
-                self._blank.append(delta)
-                return
-            self._open_item(kind, form)
-        assert isinstance(self._open, _PartItem)  # noqa: S101  the kind says so
-        self._open.feed(text, form)
+    def _part(self, delta: Text | Reasoning | Refusal, text: str, form: PartForm) -> None:
+        goes_on = self._open_kind is not None and (type(delta) is Reasoning) == (self._open_kind is Reasoning)
+        if not goes_on and not text.strip():
+            self._blank.append(delta)
+            return
+        item = self._open if goes_on else self._open_item(type(delta), form)
+        assert isinstance(item, _PartItem)  # noqa: S101  the kind says so
+        item.turn_to(form)
+        item.feed(text)
+        self._open_kind, self._feed_open = type(delta), item.feed
 
-    def _open_item(self, kind: type[Delta], form: PartForm) -> None:
+    def _open_item(self, kind: type[Delta], form: PartForm) -> _PartItem:
+        """A new message or reasoning item, with the white space of its kind that waited."""
         self._close_open("completed")
-        shell = self._message_shell() if kind is Text else self._reasoning_shell()
-        self._open = _PartItem(self._events, shell, len(self._output), form)
-        self._open_kind = kind
+        shell = self._reasoning_shell() if kind is Reasoning else self._message_shell()
+        self._open = item = _PartItem(self._events, shell, len(self._output), form)
         blank, self._blank = self._blank, []
         for delta in blank:
-            if type(delta) is kind:
-                self._open.feed(delta.text, form)  # type: ignore[union-attr]
+            if isinstance(delta, Text | Reasoning | Refusal) and type(delta) is kind:
+                item.feed(delta.text)
+        return item
 
     def _close_open(self, status: ItemStatus) -> None:
         if self._open is not None:
@@ -335,11 +342,7 @@ class ResponseWriter:
             self._release()
         self._close_open(status)
         if keep_empty and not self._output:
-            blank, self._blank = self._blank, []
             self._open_item(Text, OUTPUT_TEXT)
-            for delta in blank:
-                if isinstance(delta, Text) and isinstance(self._open, _PartItem):
-                    self._open.feed(delta.text, OUTPUT_TEXT)
             self._close_open(status)
 
     def _message_shell(self) -> Json:
@@ -357,6 +360,10 @@ class ResponseWriter:
     def _call_shell(self, call_id: str, name: str) -> Json:
         call = {"call_id": call_id, "name": name, "arguments": ""}
         return {"id": self._new_id("fc_"), "type": "function_call", "status": "in_progress", **call}
+
+
+def _nothing_open(_text: str) -> None:
+    raise AssertionError("no item is open")
 
 
 def _usage(usage: Usage) -> Json:

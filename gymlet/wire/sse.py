@@ -10,8 +10,6 @@ line that arrives in a million pieces is joined once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from gymlet.wire.errors import StreamError
 
 MAX_EVENT_BYTES = 64 * 1024 * 1024
@@ -20,11 +18,8 @@ MAX_EVENT_BYTES = 64 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 
-class SseEvent(NamedTuple):
-    """One event: its name ("" if none was given) and its data."""
-
-    name: str
-    data: bytes
+SseEvent = tuple[str, bytes]
+"""One event: its name ("" if none was given) and its data."""
 
 
 class SseDecoder:
@@ -51,8 +46,7 @@ class SseDecoder:
         if not newline:
             self._hold(rest)
             return []
-        lines = self._take_held(head).split(b"\n")
-        events = self._read(lines)
+        events = self._read_blocks(self._take_held(head))
         self._hold(rest)
         return events
 
@@ -81,17 +75,26 @@ class SseDecoder:
             head = head.removeprefix(_BOM)
         return head
 
+    def _read_blocks(self, text: bytes) -> list[SseEvent]:
+        """Whole lines. Nearly always they are single data lines between blank ones: one split tells them apart."""
+        if text.startswith(b"data: ") and text.endswith(b"\n") and not self._data and not self._name:
+            payloads = text[6:-1].split(b"\n\ndata: ")
+            if text.count(b"\n") == 2 * len(payloads) - 1:
+                return [("", payload) for payload in payloads]
+        return self._read(text.split(b"\n"))
+
     def _read(self, lines: list[bytes]) -> list[SseEvent]:
         events: list[SseEvent] = []
         data = self._data
         for line in lines:
             if line.startswith(b"data: "):
                 data.append(line[6:])
-                self._grow(len(line))
+                if len(data) > 1:
+                    self._grow(len(line))
             elif line:
                 self._read_field(line)
             elif data:
-                events.append(SseEvent(self._name, data[0] if len(data) == 1 else b"\n".join(data)))
+                events.append((self._name, data[0] if len(data) == 1 else b"\n".join(data)))
                 data.clear()
                 self._held_bytes = 0
                 self._name = ""
