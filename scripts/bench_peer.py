@@ -1,4 +1,4 @@
-"""The benchmark's peer: an aiohttp handler that copies the provider's bytes to the client, and looks at none of them."""
+"""The benchmark's peer: an aiohttp handler that copies the provider's bytes to the client unread."""
 
 from __future__ import annotations
 

@@ -51,9 +51,9 @@ async def _stream_one(port: int) -> None:
         response.raise_for_status()
         decoder = SseDecoder()
         async for chunk in response.content.iter_any():
-            for event in decoder.feed(chunk):
-                if event.name in STYLES:
-                    out.print(orjson.loads(event.data)["delta"], end="", markup=False, style=STYLES[event.name])
+            for name, data in decoder.feed(chunk):
+                if name in STYLES:
+                    out.print(orjson.loads(data)["delta"], end="", markup=False, style=STYLES[name])
     out.print()
 
 

@@ -26,8 +26,8 @@ KEPT_REQUESTS = 100
 RANDOM_LETTER = "{random}"
 """In a piece of content: a letter from A to J, drawn by the request itself, so that the same request gets the same."""
 
-REQUESTS = web.AppKey("requests", deque[Json])
-COUNTS = web.AppKey("counts", Counter[str])
+REQUESTS: web.AppKey[deque[Json]] = web.AppKey("requests")
+COUNTS: web.AppKey[Counter[str]] = web.AppKey("counts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ def make_app(scripts: dict[str, Script] = BUILT_IN) -> web.Application:
             return web.json_response(script.error, status=script.status, headers=script.headers)
         if body.get("stream"):
             return await _stream(request, script, body)
-        await asyncio.sleep(script.first_delay_s)
+        await asyncio.sleep(script.first_delay_s + script.delay_s * len(render_stream(script, body)))
         return web.Response(body=render_body(script, body), content_type="application/json")
 
     async def models(_request: web.Request) -> web.Response:

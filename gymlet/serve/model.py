@@ -20,7 +20,7 @@ from gymlet.wire.deltas import Json
 from gymlet.wire.fields import parse_object
 from gymlet.wire.reasoning import Plain, Tagged, Verbatim
 from gymlet.wire.reply import Reply
-from gymlet.wire.request import ChatProfile, envelope, to_chat
+from gymlet.wire.request import ChatProfile, envelope, namespaces, to_chat
 from gymlet.wire.responses import ResponseWriter
 
 
@@ -122,7 +122,7 @@ class ModelServer:
         body = to_chat(request, self._profile, stream=stream)
         shell = envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=self.options.model)
         form = self.options.reasoning_output
-        writer = ResponseWriter(shell, new_id=new_id, now=now_s, reasoning_output=form)
+        writer = ResponseWriter(shell, new_id=new_id, now=now_s, reasoning_output=form, namespaces=namespaces(request))
         splitter = Tagged() if self.options.uses_reasoning_parser else Plain()
         return Exchange(body, Reply(ChatReader(new_id), splitter, writer))
 

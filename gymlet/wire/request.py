@@ -202,14 +202,41 @@ def _response_format(form: Json) -> Json:
     return {"response_format": {"type": kind, "json_schema": schema}}
 
 
+def namespaces(request: Json) -> dict[str, Json]:
+    """The namespaced tools of a checked request: flat name -> the ``name`` and ``namespace`` that its calls carry."""
+    return {
+        flat_name(group["name"], tool["name"]): {"name": tool["name"], "namespace": group["name"]}
+        for group in _tool_list(request)
+        if group.get("type") == "namespace"
+        for tool in group["tools"]
+    }
+
+
+def flat_name(namespace: str, name: str) -> str:
+    """How a tool of a namespace is called where there are none."""
+    return f"{namespace}__{name}"
+
+
+def _tool_list(request: Json) -> list[Json]:
+    """The request's tools, and those that its input adds; what cannot run here is left out of the latter."""
+    tools = list(request.get("tools") or ())
+    items = request["input"] if isinstance(request.get("input"), list) else ()
+    for position, item in enumerate(items):
+        if isinstance(item, dict) and item.get("type") == "additional_tools":
+            check(item.get("tools"), (list,), f"input[{position}].tools")
+            tools += [tool for tool in item["tools"] if tool.get("type") in ("function", "namespace")]
+    return tools
+
+
 def _tools(request: Json) -> Json:
-    tools = request.get("tools") or []
+    tools = _tool_list(request)
     choice = request.get("tool_choice")
     if not tools:
         if choice not in (None, "auto", "none"):
             raise RequestError(f"tool_choice {choice!r} requires at least one tool in 'tools'", param="tool_choice")
         return {}
-    body: Json = {"tools": [_tool(tool, f"tools[{position}]") for position, tool in enumerate(tools)]}
+    flat = [function for position, tool in enumerate(tools) for function in _tool(tool, f"tools[{position}]")]
+    body: Json = {"tools": flat}
     if choice is not None:
         body["tool_choice"] = _tool_choice(choice)
     if request.get("parallel_tool_calls") is not None:
@@ -217,14 +244,27 @@ def _tools(request: Json) -> Json:
     return body
 
 
-def _tool(tool: object, path: str) -> Json:
+def _tool(tool: Json, path: str) -> Iterator[Json]:
     check(tool, (dict,), path)
-    assert isinstance(tool, dict)  # noqa: S101  just checked
-    if tool.get("type") != "function":
-        raise RequestError(f"'{path}': a tool of type '{tool.get('type')}' cannot run here", param=f"{path}.type")
-    need(tool, "name", (str,), path)
-    keys = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {key: tool[key] for key in keys if tool.get(key) is not None}}
+    kind = tool.get("type")
+    if kind not in ("function", "namespace"):
+        raise RequestError(f"'{path}': a tool of type '{kind}' cannot run here", param=f"{path}.type")
+    name = need(tool, "name", (str,), path)
+    if kind == "function":
+        yield _function(tool, name)
+        return
+    for position, inner in enumerate(need(tool, "tools", (list,), path)):
+        inner_path = f"{path}.tools[{position}]"
+        check(inner, (dict,), inner_path)
+        yield _function(inner, flat_name(name, need(inner, "name", (str,), inner_path)))
+
+
+def _function(tool: Json, name: str) -> Json:
+    keys = ("description", "parameters", "strict")
+    return {
+        "type": "function",
+        "function": {"name": name, **{key: tool[key] for key in keys if tool.get(key) is not None}},
+    }
 
 
 def _tool_choice(choice: str | Json) -> str | Json:
@@ -307,6 +347,8 @@ class _History:
 
     def _read_call(self, item: Json, path: str) -> Iterator[Json]:
         call_id, name = need(item, "call_id", (str,), path), need(item, "name", (str,), path)
+        if item.get("namespace"):
+            name = flat_name(item["namespace"], name)
         arguments = item.get("arguments") or "{}"
         check(arguments, (str,), f"{path}.arguments")
         self._calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})
@@ -321,6 +363,9 @@ class _History:
             parts = [_part(part, f"{path}.output[{index}]") for index, part in enumerate(output)]
             output = _plain(parts) if all(part["type"] == "text" for part in parts) else parts
         yield {"role": "tool", "tool_call_id": call_id, "content": output}
+
+    def _skip(self, _item: Json, _path: str) -> Iterator[Json]:
+        return iter(())
 
     def _flush(self) -> Iterator[Json]:
         """The assistant message so far, if there is one."""
@@ -343,6 +388,7 @@ _ITEMS: dict[str, Callable[[_History, Json, str], Iterator[Json]]] = {
     "reasoning": _History._read_reasoning,  # noqa: SLF001
     "function_call": _History._read_call,  # noqa: SLF001
     "function_call_output": _History._read_output,  # noqa: SLF001
+    "additional_tools": _History._skip,  # noqa: SLF001  they are tools, not history
 }
 
 

@@ -16,7 +16,7 @@ Sources: OpenAI's Responses API as recorded, the Open Responses specification of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -194,7 +194,7 @@ class ResponseWriter:
     """Feed deltas, get the bytes of events. Owns the response: nothing else changes it.
 
     ``envelope`` is the response object without output (see request.envelope); ``new_id(prefix)`` mints item ids;
-    ``now()`` is the time in whole seconds.
+    ``now()`` is the time in whole seconds; ``namespaces`` is what request.namespaces found.
     """
 
     def __init__(
@@ -204,8 +204,10 @@ class ResponseWriter:
         new_id: Callable[[str], str],
         now: Callable[[], int],
         reasoning_output: ReasoningOutput = "summary",
+        namespaces: Mapping[str, Json] | None = None,
     ) -> None:
         self._envelope = envelope
+        self._namespaces = namespaces or {}
         self._new_id = new_id
         self._now = now
         self._reasoning_form = REASONING_FORMS[reasoning_output]
@@ -358,7 +360,7 @@ class ResponseWriter:
         return {"id": self._new_id("rs_"), "type": "reasoning", "status": "in_progress", "summary": []}
 
     def _call_shell(self, call_id: str, name: str) -> Json:
-        call = {"call_id": call_id, "name": name, "arguments": ""}
+        call = {"call_id": call_id, **self._namespaces.get(name, {"name": name}), "arguments": ""}
         return {"id": self._new_id("fc_"), "type": "function_call", "status": "in_progress", **call}
 
 

@@ -20,7 +20,7 @@ from gymlet.serve.plugins import load
 from scripts.scripted_provider import BUILT_IN, REQUESTS
 from scripts.scripted_provider import make_app as make_provider
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent
 MCQA = "resources_servers/mcqa/configs/mcqa.yaml"
 PROVIDER = "responses_api_models/inference_provider/configs/inference_provider.yaml"
 KEY = "sk-very-secret-0123456789"
@@ -61,7 +61,7 @@ class Running:
 async def serve():
     """Serve an aiohttp application on a free port: ``await serve(app)``."""
     runners = []
-    async with aiohttp.ClientSession() as client:
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
 
         async def start(app, gym=None):
             runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
@@ -138,6 +138,7 @@ def free_port():
 @pytest.fixture
 def command(tmp_path):
     """Run one of the commands in a folder of its own: ``await command("ng_run", "+a=b")`` -> (code, out, err)."""
+
     async def run(name, *arguments, env=None, cwd=tmp_path, timeout_s=60):
         process = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name(name)),

@@ -1,0 +1,46 @@
+"""Options become frozen dataclasses, or a list of everything that is wrong with them."""
+
+import dataclasses
+
+import pytest
+
+from gymlet.config.schema import AgentOptions, ProviderOptions, ServerRef, bind
+
+GOOD = {"base_url": "https://x/v1", "api_key": "k", "model": "m"}
+
+
+def test_binds_with_defaults():
+    options, problems = bind(ProviderOptions, GOOD | {"entrypoint": "app.py", "domain": "math"}, where="w", source=None)
+    assert problems == []
+    assert options == ProviderOptions(base_url="https://x/v1", api_key="k", model="m")
+    assert (options.num_concurrent_requests, options.extra_body, options.uses_reasoning_parser) == (1000, {}, False)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.model = "other"
+
+
+def test_a_key_is_not_part_of_the_repr():
+    options, _ = bind(ProviderOptions, GOOD | {"api_key": "sk-secret"}, where="w", source=None)
+    assert "sk-secret" not in repr(options)
+
+
+def test_all_mistakes_at_once():
+    wrong = {"base_url": "together.xyz", "model": 3, "num_concurrent_requests": 0, "use_reasoning_parser": True}
+    _, problems = bind(ProviderOptions, wrong, where="policy_model", source="a.yaml")
+    assert sorted(map(str, problems)) == [
+        "a.yaml: policy_model.api_key: is required",
+        "a.yaml: policy_model.base_url: 'together.xyz' is no URL; it must begin with http:// or https:// and name a host",
+        "a.yaml: policy_model.model: Expected `str`, got `int`",
+        "a.yaml: policy_model.num_concurrent_requests: Expected `int` >= 1",
+        "a.yaml: policy_model.use_reasoning_parser: unknown key; did you mean 'uses_reasoning_parser'?",
+    ]
+
+
+def test_references_are_dataclasses_too():
+    ref = {"type": "responses_api_models", "name": "policy_model"}
+    options, _ = bind(
+        AgentOptions,
+        {"model_server": ref, "resources_server": ref | {"type": "resources_servers"}},
+        where="w",
+        source=None,
+    )
+    assert options.model_server == ServerRef(type="responses_api_models", name="policy_model")

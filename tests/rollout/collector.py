@@ -1,0 +1,24 @@
+"""A collector to be killed: rollouts of a random few milliseconds."""
+
+import asyncio
+import random
+import sys
+from pathlib import Path
+
+from gymlet.rollout.collect import Job, Run
+from gymlet.rollout.records import RunFiles
+from gymlet.rollout.tasks import Expansion
+
+
+async def run_agent(_agent, _row):
+    await asyncio.sleep(random.uniform(0, 0.03))
+    return {"reward": 1.0}
+
+
+async def main(folder):
+    job = Job(folder / "rows.jsonl", RunFiles(folder / "run.jsonl"), Expansion(agent_name="a"), parallel=8)
+    with Run(job) as run:
+        await run.collect(run_agent, stop=asyncio.Event(), on_event=lambda _event: None)
+
+
+asyncio.run(main(Path(sys.argv[1])))
