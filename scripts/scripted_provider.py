@@ -111,7 +111,7 @@ def render_stream(script: Script, request: Json) -> list[bytes]:
     """The chunks of the streamed reply, each a whole event."""
     content, calls = _said(script, request)
     deltas = [*_reasoning_deltas(script), *({"content": piece} for piece in content), *_call_deltas(calls)]
-    choices = [[{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas]
+    choices: list[list[Json]] = [[{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas]
     choices.append([{"index": 0, "delta": {}, "finish_reason": _finish(script, calls)}])
     head: Json = {**_head(request), "object": "chat.completion.chunk"}
     payloads: list[Json] = [{**head, "choices": choice} for choice in choices]
@@ -186,7 +186,8 @@ def make_app(scripts: dict[str, Script] = BUILT_IN) -> web.Application:
         return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in scripts]})
 
     async def requests(_request: web.Request) -> web.Response:
-        return web.json_response(list(app[REQUESTS]))
+        kept: deque[Json] = app[REQUESTS]
+        return web.json_response([*kept])
 
     app.router.add_post("/v1/chat/completions", completions)
     app.router.add_get("/v1/models", models)

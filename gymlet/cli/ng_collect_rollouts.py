@@ -82,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
 def _options(composition: Composition) -> CollectOptions:
     names = CollectOptions.__dataclass_fields__
     given = {key: composition.tree[key] for key in names if key in composition.tree}
-    options, problems = bind(CollectOptions, given, where=COMMAND, source=None)
+    options, problems = bind(CollectOptions, given, where=COMMAND)
     if options is None:
         raise ConfigError(problems)
     return options

@@ -96,7 +96,7 @@ def _check(tree: dict[str, Any], files: ConfigFiles, layers: list[Layer], parsed
     elif almost:
         notes.append(_almost_servers(almost, "they are left out"))
     problems += check_references(instances)
-    head, wrong = bind(HeadServer, resolved.get("head_server") or {}, where="head_server", source=None)
+    head, wrong = bind(HeadServer, resolved.get("head_server") or {}, where="head_server")
     if problems or wrong or head is None:
         raise ConfigError([*problems, *wrong])
     return Composition(

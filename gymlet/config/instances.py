@@ -53,7 +53,8 @@ def _instance(tree: Json, name: str, kind: InstanceType, source_of: SourceOf) ->
     if kind == "responses_api_agents":
         options = {key: tree[key] for key in AGENT_DEFAULTS if key in tree} | options
     where = f"{name}.{kind}.{implementation}"
-    return Instance(name, kind, implementation, options["entrypoint"], options, source_of(where))
+    key_sources = {key: source_of(f"{where}.{key}") for key in options}
+    return Instance(name, kind, implementation, options["entrypoint"], options, source_of(where), key_sources)
 
 
 def _almost(name: str, kind: str, block: Any, source_of: SourceOf) -> Iterator[Problem]:

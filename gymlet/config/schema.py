@@ -36,7 +36,10 @@ KEYS_WITHOUT_MEANING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One server instance as composed: ``options`` is everything below its implementation."""
+    """One server instance as composed: ``options`` is everything below its implementation.
+
+    ``sources`` says for each option which file, or the command line, set it.
+    """
 
     name: str
     type: InstanceType
@@ -44,6 +47,7 @@ class Instance:
     entrypoint: str
     options: Json
     source: str | None = None
+    sources: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +132,18 @@ class CollectOptions:
 T = TypeVar("T")
 
 
-def bind(cls: type[T], options: Mapping[str, Any], *, where: str, source: str | None) -> tuple[T | None, list[Problem]]:
-    """``options`` as ``cls``, or every mistake in them: unknown keys, missing ones, wrong types and values."""
+def bind(
+    cls: type[T], options: Mapping[str, Any], *, where: str, sources: Mapping[str, str | None] | None = None
+) -> tuple[T | None, list[Problem]]:
+    """``options`` as ``cls``, or every mistake in them: unknown keys, missing ones, wrong types and values.
+
+    ``where`` is the dotted path of the options; ``sources`` says where each was set.
+    """
+    sources = sources or {}
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
     problems = [
-        Problem(f"unknown key; {near_miss(key, fields)}", key=f"{where}.{key}", source=source)
+        Problem(f"unknown key; {near_miss(key, fields)}", key=f"{where}.{key}", source=sources.get(key))
         for key in options
         if key not in fields and key not in KEYS_WITHOUT_MEANING
     ]
@@ -143,9 +153,9 @@ def bind(cls: type[T], options: Mapping[str, Any], *, where: str, source: str | 
             try:
                 values[name] = _convert(options[name], hints[name])
             except ValueError as error:
-                problems.append(Problem(str(error), key=f"{where}.{name}", source=source))
+                problems.append(Problem(str(error), key=f"{where}.{name}", source=sources.get(name)))
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
-            problems.append(Problem("is required", key=f"{where}.{name}", source=source))
+            problems.append(Problem("is required", key=f"{where}.{name}", source=next(iter(sources.values()), None)))
     return (None if problems else cls(**values)), problems
 
 

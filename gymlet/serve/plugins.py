@@ -53,7 +53,7 @@ def load(instances: Iterable[Instance], roots: Iterable[Path]) -> tuple[list[Plu
             problems.append(found)
             continue
         where = f"{instance.name}.{instance.type}.{instance.implementation}"
-        options, wrong = bind(found.Options, instance.options, where=where, source=instance.source)
+        options, wrong = bind(found.Options, instance.options, where=where, sources=instance.sources)
         problems += wrong
         if options is not None:
             plugins.append(Plugin(instance, found, options))

@@ -10,7 +10,7 @@ GOOD = {"base_url": "https://x/v1", "api_key": "k", "model": "m"}
 
 
 def test_binds_with_defaults():
-    options, problems = bind(ProviderOptions, GOOD | {"entrypoint": "app.py", "domain": "math"}, where="w", source=None)
+    options, problems = bind(ProviderOptions, GOOD | {"entrypoint": "app.py", "domain": "math"}, where="w")
     assert problems == []
     assert options == ProviderOptions(base_url="https://x/v1", api_key="k", model="m")
     assert (options.num_concurrent_requests, options.extra_body, options.uses_reasoning_parser) == (1000, {}, False)
@@ -19,13 +19,13 @@ def test_binds_with_defaults():
 
 
 def test_a_key_is_not_part_of_the_repr():
-    options, _ = bind(ProviderOptions, GOOD | {"api_key": "sk-secret"}, where="w", source=None)
+    options, _ = bind(ProviderOptions, GOOD | {"api_key": "sk-secret"}, where="w")
     assert "sk-secret" not in repr(options)
 
 
 def test_all_mistakes_at_once():
     wrong = {"base_url": "together.xyz", "model": 3, "num_concurrent_requests": 0, "use_reasoning_parser": True}
-    _, problems = bind(ProviderOptions, wrong, where="policy_model", source="a.yaml")
+    _, problems = bind(ProviderOptions, wrong, where="policy_model", sources=dict.fromkeys(wrong, "a.yaml"))
     assert sorted(map(str, problems)) == [
         "a.yaml: policy_model.api_key: is required",
         "a.yaml: policy_model.base_url: 'together.xyz' is no URL; it must begin with http:// or https:// and name a host",
