@@ -16,7 +16,6 @@ from gymlet.config.paths import package_root
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
-ENV = "policy_api_key: sk-0123456789\npolicy_model_name: boxed-random\npolicy_base_url: http://127.0.0.1:9/v1\n"
 
 
 def blocks():
@@ -25,7 +24,7 @@ def blocks():
             yield pytest.param(block, id=f"{page.stem}-{number}")
 
 
-@pytest.mark.parametrize("block", blocks())
+@pytest.mark.parametrize("block", list(blocks()))
 def test_a_console_block_shows_what_appears(block, tmp_path):
     folder = tmp_path / "gym"
     folder.mkdir()
