@@ -41,6 +41,5 @@ def test_references_are_dataclasses_too():
         AgentOptions,
         {"model_server": ref, "resources_server": ref | {"type": "resources_servers"}},
         where="w",
-        source=None,
     )
     assert options.model_server == ServerRef(type="responses_api_models", name="policy_model")
