@@ -28,7 +28,8 @@ async def relay(request: web.Request, answer: Answer, reply: Reply) -> web.Strea
     """Stream one reply to the client, each of the provider's pieces as it comes, in one write."""
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
-    await response.write(reply.open())
+    first = answer.read_now() if answer.streams else b""
+    await response.write(reply.open() + reply.feed(first))
     last = await (_pump(answer, reply, response) if answer.streams else _whole(answer, reply))
     await response.write_eof(last)
     return response
@@ -49,7 +50,7 @@ async def collect(answer: Answer, reply: Reply) -> Json:
 
 async def _pump(answer: Answer, reply: Reply, response: web.StreamResponse) -> bytes:
     """Everything but the last events, which are returned."""
-    while True:
+    while not reply.ended:
         try:
             async with asyncio.timeout(KEEP_ALIVE_S):
                 chunk = await answer.read_some()
@@ -63,6 +64,7 @@ async def _pump(answer: Answer, reply: Reply, response: web.StreamResponse) -> b
             return events
         if events:
             await response.write(events)
+    return b""
 
 
 async def _whole(answer: Answer, reply: Reply) -> bytes:

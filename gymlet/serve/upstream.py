@@ -58,6 +58,10 @@ class Answer:
         """What the provider says that the body is."""
         return self._response.content_type
 
+    def read_now(self) -> bytes:
+        """What has come already, without waiting for more."""
+        return self._response.content.read_nowait()
+
     async def read_some(self) -> bytes:
         """The next bytes as they came; b"" at the end. Raises StreamError when the connection breaks."""
         try:

@@ -144,14 +144,13 @@ class TextShape:
         """The delta of a chunk of this shape, or None for another."""
         if not self._before or not data.startswith(self._before) or not data.endswith(self._after):
             return None
-        literal = data[self._start : self._end]
-        if not literal or b'"' in literal or b"\\" in literal:
-            return None
         try:
-            text = literal.decode()
+            text = data[self._start : self._end].decode()
         except UnicodeDecodeError:
             return None
-        return self._kind(text) if text.isprintable() else None
+        if not text or '"' in text or "\\" in text or not text.isprintable():
+            return None
+        return self._kind(text)
 
     def learn(self, data: bytes, deltas: list[Delta]) -> None:
         """Take the shape of a chunk that was parsed."""
