@@ -223,7 +223,10 @@ def _tool_list(request: Json) -> list[Json]:
     items = request["input"] if isinstance(request.get("input"), list) else ()
     for position, item in enumerate(items):
         if isinstance(item, dict) and item.get("type") == "additional_tools":
-            check(item.get("tools"), (list,), f"input[{position}].tools")
+            path = f"input[{position}].tools"
+            check(item.get("tools"), (list,), path)
+            for number, tool in enumerate(item["tools"]):
+                check(tool, (dict,), f"{path}[{number}]")
             tools += [tool for tool in item["tools"] if tool.get("type") in ("function", "namespace")]
     return tools
 
@@ -316,6 +319,7 @@ class _History:
             path = f"input[{position}]"
             check(item, (dict,), path)
             kind = item.get("type") or ("message" if "role" in item else "")
+            check(kind, (str,), f"{path}.type")
             read = _ITEMS.get(kind)
             if read is None:
                 raise RequestError(
@@ -340,10 +344,10 @@ class _History:
     def _read_reasoning(self, item: Json, path: str) -> Iterator[Json]:
         if self._message is not None or self._calls:
             yield from self._flush()
-        for key in ("summary", "content"):
-            check_fields(item, {key: (list,)}, f"{path}.")
-        parts = item.get("summary") or item.get("content") or ()
-        self._reasoning += [part.get("text") or "" for part in parts]
+        check_fields(item, {"summary": (list,), "content": (list,)}, f"{path}.")
+        key = "summary" if item.get("summary") else "content"
+        for position, part in enumerate(item.get(key) or ()):
+            self._reasoning.append(_text_part(part, f"{path}.{key}[{position}]")["text"])
 
     def _read_call(self, item: Json, path: str) -> Iterator[Json]:
         call_id, name = need(item, "call_id", (str,), path), need(item, "name", (str,), path)
@@ -407,7 +411,7 @@ def _assistant(content: str | list[Json] | None, path: str) -> Json:
     for position, part in enumerate(content):
         check(part, (dict,), f"{path}[{position}]")
         if part.get("type") == "refusal":
-            refusals.append(part.get("refusal") or "")
+            refusals.append(need(part, "refusal", (str,), f"{path}[{position}]"))
         else:
             texts.append(_text_part(part, f"{path}[{position}]")["text"])
     message: Json = {"content": "".join(texts) if texts or not refusals else None}
@@ -428,6 +432,7 @@ def _part(part: object, path: str) -> Json:
 
 
 def _text_part(part: Json, path: str) -> Json:
+    check(part, (dict,), path)
     check(part.get("text"), (str,), f"{path}.text")
     return {"type": "text", "text": part["text"]}
 
