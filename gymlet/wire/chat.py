@@ -115,7 +115,7 @@ class ChatReader:
         if content:
             deltas += (Text(content),) if isinstance(content, str) else _read_parts(content)
         refusal = message.get("refusal")
-        if refusal:
+        if refusal and isinstance(refusal, str):
             deltas.append(Refusal(refusal))
         calls = message.get("tool_calls")
         if calls:
@@ -183,7 +183,7 @@ def _read_parts(parts: Iterable[Json]) -> Iterator[Delta]:
             kind: type[Text | Reasoning] = Reasoning
         else:
             text, kind = part.get("text") or "", Text
-        if text:
+        if text and isinstance(text, str):
             yield kind(text)
 
 
@@ -230,8 +230,8 @@ class _Calls:
 
     def _feed(self, fragment: Json, index: int | None) -> Iterator[Delta]:
         function = fragment.get("function") or {}
-        name = function.get("name") or ""
-        call = self._find(index, fragment.get("id") or "", name)
+        name = str(function.get("name") or "")
+        call = self._find(index, str(fragment.get("id") or ""), name)
         if not call.started and name:
             call.started = True
             yield ToolCall(call.index, call.provider_id or self._new_id("call_"), name)

@@ -18,6 +18,9 @@ from gymlet.wire.errors import GymletError, StreamError
 from gymlet.wire.reasoning import Splitter
 from gymlet.wire.sse import SseDecoder, SseEvent
 
+MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What reading JSON of another shape than a chat completion's leads to; looking before would slow every chunk down."""
+
 
 class Writer(Protocol):
     """A door: what turns deltas into the bytes of one protocol."""
@@ -104,7 +107,10 @@ class Reply:
         if self.ended:
             return b""
         failure = self._read(self._decoder.close())
-        last = self._reader.close(done=self._done, whole=self._whole)
+        try:
+            last = self._reader.close(done=self._done, whole=self._whole)
+        except MISSHAPEN:
+            failure = failure or StreamError("the provider's token counts cannot be read")
         failure = failure or self._reader.failure
         if failure is not None:
             return self.fail(failure)
@@ -135,8 +141,11 @@ class Reply:
             payload, failure = _parse(name, data)
             if failure is not None:
                 break
-            found = self._reader.feed(payload)
-            if self._reader.failure is not None:
+            try:
+                found = self._reader.feed(payload)
+            except MISSHAPEN:
+                failure = StreamError(f"the provider sent a chunk that is no chat completion: {_start(data)}")
+            if failure is not None or self._reader.failure is not None:
                 break
             deltas += found
             self._shape.learn(data, found)
@@ -149,10 +158,14 @@ def _parse(name: str, data: bytes) -> tuple[Json, StreamError | None]:
     try:
         payload = orjson.loads(data)
     except orjson.JSONDecodeError:
-        start = data[:200].decode("utf-8", "replace")
-        return {}, StreamError(f"the provider sent what is not JSON: {start!r}")
+        return {}, StreamError(f"the provider sent what is not JSON: {_start(data)}")
     if not isinstance(payload, dict):
         return {"error": payload or "no object"}, None
     if name == "error" and not payload.get("choices"):
         return {"error": payload.get("error", payload)}, None
     return payload, None
+
+
+def _start(data: bytes) -> str:
+    """The first of what was sent, for a message."""
+    return repr(data[:200].decode("utf-8", "replace"))
