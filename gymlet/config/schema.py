@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gymlet.config.problems import Problem, near_miss
+from gymlet.wire.profile import Profile
 
 Json = dict[str, Any]
 InstanceType = Literal["responses_api_models", "resources_servers", "responses_api_agents"]
@@ -67,19 +68,10 @@ class ServerRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
-    """What every model server understands.
+class ModelOptions(Profile):
+    """What every model server understands: its dialect (see wire.profile), and how much it takes at once."""
 
-    ``uses_reasoning_parser``: read think tags and reasoning fields as reasoning. ``extra_body``: merged under every
-    request. ``system_role``: what a developer message is sent as. ``reasoning_output``: how reasoning is shown.
-    """
-
-    model: str
-    uses_reasoning_parser: bool = False
     num_concurrent_requests: PositiveInt = 1000
-    extra_body: Json = field(default_factory=dict)
-    system_role: Literal["developer", "system"] = "developer"
-    reasoning_output: Literal["summary", "content", "open_responses"] = "summary"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,11 +17,17 @@ from gymlet.wire.chat import ChatReader
 from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.completions import CompletionWriter
 from gymlet.wire.deltas import Json
+from gymlet.wire.effort import thinking_is_off
 from gymlet.wire.fields import parse_object
-from gymlet.wire.reasoning import Plain, Tagged, Verbatim
+from gymlet.wire.reasoning import Plain, Splitter, Tagged, Verbatim
 from gymlet.wire.reply import Reply
-from gymlet.wire.request import ChatProfile, envelope, namespaces, to_chat
+from gymlet.wire.request import envelope, to_chat
 from gymlet.wire.responses import ResponseWriter
+from gymlet.wire.seal import Seal
+from gymlet.wire.tools import toolbox
+
+ENCRYPTED = "reasoning.encrypted_content"
+"""What a client includes that wants to send reasoning back."""
 
 
 class Exchange(NamedTuple):
@@ -55,13 +61,13 @@ class ModelServer:
     def __init__(self, name: str, options: ModelOptions) -> None:
         self.name = name
         self.options = options
-        self._profile = ChatProfile(
-            model=options.model,
-            system_role=options.system_role,
-            strip_reasoning=options.uses_reasoning_parser,
-            extra_body=options.extra_body,
-        )
+        self._seal = Seal(f"{self.origin}/{options.model}")
         self._upstream: Upstream | None = None
+
+    @property
+    def origin(self) -> str:
+        """Whose model it is: reasoning that goes back to it must have come from there."""
+        return self.name
 
     async def open_provider(self) -> Provider:
         """Where to call. Called once, before the server listens; may start what it needs."""
@@ -119,16 +125,39 @@ class ModelServer:
             return json_response(await streaming.collect(answer, reply))
 
     def _through_responses(self, request: Json, stream: bool) -> Exchange:
-        body = to_chat(request, self._profile, stream=stream)
-        shell = envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=self.options.model)
-        form = self.options.reasoning_output
-        writer = ResponseWriter(shell, new_id=new_id, now=now_s, reasoning_output=form, namespaces=namespaces(request))
-        splitter = Tagged() if self.options.uses_reasoning_parser else Plain()
-        return Exchange(body, Reply(ChatReader(new_id), splitter, writer))
+        options = self.options
+        body = to_chat(request, options, self._seal, stream=stream)
+        writer = ResponseWriter(
+            envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=options.model),
+            new_id=new_id,
+            now=now_s,
+            reasoning_output=options.reasoning_output,
+            tools=toolbox(request),
+            seal=self._seal if ENCRYPTED in (request.get("include") or ()) else None,
+        )
+        return Exchange(body, Reply(self._reader(), self._splitter(body, Plain()), writer))
 
     def _through_completions(self, request: Json, stream: bool) -> Exchange:
-        body = pass_chat(request, self._profile, stream=stream)
+        body = pass_chat(request, self.options, stream=stream)
         shell = {"id": new_id("chatcmpl-"), "created": now_s(), "model": self.options.model}
         asked = (request.get("stream_options") or {}).get("include_usage") is True
-        splitter = Tagged() if self.options.uses_reasoning_parser else Verbatim()
-        return Exchange(body, Reply(ChatReader(new_id), splitter, CompletionWriter(shell, include_usage=asked)))
+        writer = CompletionWriter(shell, include_usage=asked)
+        return Exchange(body, Reply(self._reader(), self._splitter(body, Verbatim()), writer))
+
+    def _reader(self) -> ChatReader:
+        return ChatReader(new_id, completion_excludes_reasoning=self.options.completion_excludes_reasoning)
+
+    def _splitter(self, body: Json, unparsed: Splitter) -> Splitter:
+        """What the profile says; the request may have turned thinking off."""
+        options = self.options
+        if not options.uses_reasoning_parser:
+            return unparsed
+        if options.reasoning_in == "field":
+            return Verbatim()
+        return Tagged(
+            new_id,
+            implicit=options.opens_in_reasoning and not thinking_is_off(body),
+            json=(body.get("response_format") or {}).get("type") in ("json_object", "json_schema"),
+            unclosed=options.unclosed_reasoning,
+            interleaved=options.reasoning_in == "interleaved_tags",
+        )

@@ -18,6 +18,7 @@ from gymlet.wire.deltas import (
     FinishReason,
     Json,
     Reasoning,
+    ReasoningDetails,
     Refusal,
     Text,
     ToolCall,
@@ -25,6 +26,7 @@ from gymlet.wire.deltas import (
 )
 from gymlet.wire.errors import StreamError
 from gymlet.wire.provider_errors import error_message
+from gymlet.wire.reasoning import TAGS
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_text")
 """In order of trust; a provider that sends two of them sends the same text twice."""
@@ -49,8 +51,11 @@ class ChatReader:
     provider put into the stream, once it has.
     """
 
-    def __init__(self, new_id: Callable[[str], str]) -> None:
+    def __init__(self, new_id: Callable[[str], str], *, completion_excludes_reasoning: bool = False) -> None:
         self._calls = _Calls(new_id)
+        self._excludes_reasoning = completion_excludes_reasoning
+        self._fields = _ReasoningFields()
+        self._thought_tag = False
         self._usage: Json | None = None
         self._finish: str | None = None
         self._choices = False
@@ -83,8 +88,13 @@ class ChatReader:
             self._fail("the provider's stream ended before the model had finished (no finish_reason)")
         deltas: list[Delta] = [Finish(FINISH_REASONS.get(self._finish or "", "stop"))]
         if self._usage is not None:
-            deltas.append(read_usage(self._usage))
+            deltas.append(read_usage(self._usage, excludes_reasoning=self._excludes_reasoning))
         return deltas
+
+    @property
+    def steady(self) -> bool:
+        """Whether a reasoning field can be read without knowing what came before."""
+        return self._fields.steady
 
     def _read_end(self, choice: Json) -> None:
         if choice.get("usage"):
@@ -105,15 +115,10 @@ class ChatReader:
         self.failure = self.failure or StreamError(message, code=code)
 
     def _read(self, message: Json) -> list[Delta]:
-        deltas: list[Delta] = []
-        for field in REASONING_FIELDS:
-            reasoning = message.get(field)
-            if reasoning and isinstance(reasoning, str):
-                deltas.append(Reasoning(reasoning))
-                break
         content = message.get("content")
+        deltas: list[Delta] = self._fields.read(message, content)
         if content:
-            deltas += (Text(content),) if isinstance(content, str) else _read_parts(content)
+            deltas += self._read_content(content, message)
         refusal = message.get("refusal")
         if refusal and isinstance(refusal, str):
             deltas.append(Refusal(refusal))
@@ -121,6 +126,77 @@ class ChatReader:
         if calls:
             deltas += self._calls.read(calls, whole="delta" not in message and len(calls) > 1)
         return deltas
+
+    def _read_content(self, content: str | list[Json], message: Json) -> Iterable[Delta]:
+        if not isinstance(content, str):
+            return _read_parts(content)
+        if message.get("extra_content") and _is_thought(message["extra_content"]):
+            self._thought_tag = self._thought_tag or content.lstrip().startswith("<")
+            if not self._thought_tag:
+                return (Reasoning(content),)
+        return (Text(content),)
+
+
+class _ReasoningFields:
+    """Reasoning in a field of its own. Owns what it takes to tell a repetition from something new.
+
+    Some providers send in each chunk all that was thought so far: a second chunk that begins with the whole first one
+    shows it. Some send the same text in tags as well: then the tags are read, and the field is not.
+    """
+
+    MIN_SNAPSHOT_CHARS = 8
+
+    def __init__(self) -> None:
+        self._said = ""
+        self._cumulative: bool | None = None
+        self._plain = False
+        self._tagged = False
+
+    @property
+    def steady(self) -> bool:
+        return self._cumulative is False
+
+    def read(self, message: Json, content: object) -> list[Delta]:
+        found = next(
+            (text for text in map(message.get, REASONING_FIELDS) if text and isinstance(text, str)),
+            "",
+        )
+        details = message.get("reasoning_details")
+        if not found and not details:
+            return []
+        if found and isinstance(content, str) and not self._plain and _begins_block(content):
+            self._tagged = True
+        self._plain = self._plain or bool(found)
+        fragments = tuple(entry for entry in details or () if isinstance(entry, dict))
+        if not self._plain:
+            found = "".join(str(entry.get("text") or entry.get("summary") or "") for entry in fragments)
+        found = self._new(found) if found and not self._tagged else ""
+        deltas: list[Delta] = [Reasoning(found)] if found else []
+        return [*deltas, ReasoningDetails(fragments)] if fragments else deltas
+
+    def _new(self, text: str) -> str:
+        """What of ``text`` was not said before."""
+        if self._cumulative is False:
+            return text
+        said, self._said = self._said, text
+        if not said:
+            return text
+        if len(said) >= self.MIN_SNAPSHOT_CHARS and len(text) > len(said) and text.startswith(said):
+            self._cumulative = True
+            return text[len(said) :]
+        if self._cumulative:
+            return "" if said.startswith(text) else text
+        self._cumulative = False
+        return text
+
+
+def _begins_block(content: str) -> bool:
+    start = content.lstrip()
+    return bool(start) and any(start.startswith(tag) or tag.startswith(start) for tag in TAGS)
+
+
+def _is_thought(extra: Json) -> bool:
+    return any(isinstance(part, dict) and part.get("thought") is True for part in extra.values())
 
 
 class TextShape:
@@ -152,12 +228,12 @@ class TextShape:
             return None
         return self._kind(text)
 
-    def learn(self, data: bytes, deltas: list[Delta]) -> None:
-        """Take the shape of a chunk that was parsed."""
+    def learn(self, data: bytes, deltas: list[Delta], *, steady: bool) -> None:
+        """Take the shape of a chunk that was parsed; ``steady`` says whether its reasoning needs no memory."""
         if self._misses >= self.MAX_MISSES or len(deltas) != 1:
             return
         delta = deltas[0]
-        if not isinstance(delta, Text | Reasoning):
+        if not isinstance(delta, Text | Reasoning) or (isinstance(delta, Reasoning) and not steady):
             return
         before, _, after = data.partition(orjson.dumps(delta.text))
         if not after or orjson.dumps(delta.text) in after:
@@ -234,7 +310,8 @@ class _Calls:
         call = self._find(index, str(fragment.get("id") or ""), name)
         if not call.started and name:
             call.started = True
-            yield ToolCall(call.index, call.provider_id or self._new_id("call_"), name)
+            extra = fragment.get("extra_content")
+            yield ToolCall(call.index, call.provider_id or self._new_id("call_"), name, extra or None)
             if call.pieces:
                 yield Arguments(call.index, "".join(call.pieces))
         text = _arguments_text(function.get("arguments"))
@@ -269,17 +346,21 @@ def _arguments_text(arguments: object) -> str:
     return "" if arguments is None else orjson.dumps(arguments).decode()
 
 
-def read_usage(raw: Json) -> Usage:
+def read_usage(raw: Json, *, excludes_reasoning: bool = False) -> Usage:
     """Token counts under whatever names the provider has for them.
 
     Output is ``completion_tokens``, except where the total is larger than prompt + completion: then reasoning was left
-    out of it (xAI, Gemini), and output is total - prompt. Reasoning beyond the output is an upstream slip: clamped.
+    out of it (xAI, Gemini), and output is total - prompt. Reasoning beyond the output is an upstream slip: clamped;
+    unless the provider leaves reasoning out of both (``excludes_reasoning``): then it is added to both.
     """
     prompt, completion = _count(raw, "prompt_tokens"), _count(raw, "completion_tokens")
     total = _count(raw, "total_tokens") or prompt + completion
     output = max(completion, total - prompt)
     prompt_details = raw.get("prompt_tokens_details") or {}
     output_details = raw.get("completion_tokens_details") or {}
+    reasoning = _count(output_details, "reasoning_tokens") or _count(raw, "reasoning_output_tokens")
+    if excludes_reasoning and total == prompt + completion:
+        output, total = output + reasoning, total + reasoning
     return Usage(
         input_tokens=prompt,
         output_tokens=output,
@@ -287,9 +368,7 @@ def read_usage(raw: Json) -> Usage:
         cached_tokens=_count(prompt_details, "cached_tokens")
         or _count(raw, "cached_input_tokens", "prompt_cache_hit_tokens", "num_cached_tokens", "cached_tokens"),
         cache_write_tokens=_count(prompt_details, "cache_write_tokens"),
-        reasoning_tokens=min(
-            output, _count(output_details, "reasoning_tokens") or _count(raw, "reasoning_output_tokens")
-        ),
+        reasoning_tokens=min(output, reasoning),
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from gymlet.wire.deltas import Json
+from gymlet.wire.effort import adapt
 from gymlet.wire.errors import RequestError
 from gymlet.wire.fields import NUMBER, check, check_fields, one_of
-from gymlet.wire.request import STREAMED, ChatProfile, strip_think
+from gymlet.wire.history import strip_think
+from gymlet.wire.profile import Profile
+from gymlet.wire.request import STREAMED
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "messages": (list,),
@@ -35,7 +38,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 PARTS = ("text", "image_url", "input_audio", "file", "video_url", "refusal", "thinking")
 
 
-def pass_chat(request: Json, profile: ChatProfile, *, stream: bool) -> Json:
+def pass_chat(request: Json, profile: Profile, *, stream: bool) -> Json:
     """The body to send to the provider. Raises RequestError, naming the field."""
     check_fields(request, FIELDS | {"stream": (bool,), "stream_options": (dict,)})
     if request.get("messages") is None:
@@ -45,10 +48,12 @@ def pass_chat(request: Json, profile: ChatProfile, *, stream: bool) -> Json:
     messages = [_message(message, f"messages[{index}]", profile) for index, message in enumerate(request["messages"])]
     known = {name: request[name] for name in FIELDS if request.get(name) is not None}
     body = {**profile.extra_body, **known, "messages": messages, "model": profile.model}
-    return body | STREAMED if stream else body
+    if not body.get("tools"):
+        body.pop("tools", None)
+    return adapt(body | STREAMED if stream else body, profile)
 
 
-def _message(message: object, path: str, profile: ChatProfile) -> Json:
+def _message(message: object, path: str, profile: Profile) -> Json:
     check(message, (dict,), path)
     assert isinstance(message, dict)  # noqa: S101  just checked
     one_of(message.get("role"), ROLES, f"{path}.role")
@@ -61,6 +66,6 @@ def _message(message: object, path: str, profile: ChatProfile) -> Json:
             one_of(part.get("type"), PARTS, f"{path}.content[{position}].type")
     if message["role"] == "developer":
         return {**message, "role": profile.system_role}
-    if profile.strip_reasoning and message["role"] == "assistant" and isinstance(content, str):
+    if profile.uses_reasoning_parser and message["role"] == "assistant" and isinstance(content, str):
         return {**message, "content": strip_think(content)}
     return message

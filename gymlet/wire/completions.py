@@ -9,8 +9,20 @@ from collections.abc import Iterable
 
 import orjson
 
-from gymlet.wire.deltas import Arguments, Delta, Finish, Json, Reasoning, Refusal, Text, ToolCall, Usage
+from gymlet.wire.deltas import (
+    Arguments,
+    Delta,
+    Finish,
+    Json,
+    Reasoning,
+    ReasoningDetails,
+    Refusal,
+    Text,
+    ToolCall,
+    Usage,
+)
 from gymlet.wire.errors import GymletError
+from gymlet.wire.seal import merge_details
 from gymlet.wire.sse import DONE
 
 
@@ -29,6 +41,8 @@ class CompletionWriter:
         self._texts: dict[str, list[str]] = {"content": [], "reasoning_content": [], "refusal": []}
         self._calls: dict[int, Json] = {}
         self._arguments: dict[int, list[str]] = {}
+        self._positions: dict[int, int] = {}
+        self._details: list[Json] = []
         self._finish: Finish | None = None
         self._usage: Usage | None = None
         self.response: Json = {}
@@ -80,13 +94,18 @@ class CompletionWriter:
                 self._text("reasoning_content", text)
             case Refusal(text):
                 self._text("refusal", text)
-            case ToolCall(index, call_id, name):
-                self._calls[index] = {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+            case ReasoningDetails(fragments):
+                self._details += fragments
+                self._chunk({"reasoning_details": fragments})
+            case ToolCall(index, call_id, name, extra):
+                call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+                self._calls[index] = {**call, "extra_content": extra} if extra else call
+                self._positions[index] = len(self._positions)
                 self._arguments[index] = []
-                self._chunk({"tool_calls": [{"index": index, **self._calls[index]}]})
+                self._chunk({"tool_calls": [{"index": self._positions[index], **self._calls[index]}]})
             case Arguments(index, text):
                 self._arguments[index].append(text)
-                self._chunk({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+                self._chunk({"tool_calls": [{"index": self._positions[index], "function": {"arguments": text}}]})
             case Finish():
                 self._finish = delta
             case Usage():
@@ -112,6 +131,8 @@ class CompletionWriter:
         ]
         content = texts.pop("content", None if calls else "")
         message: Json = {"role": "assistant", "content": content, "refusal": None, **texts}
+        if self._details:
+            message["reasoning_details"] = merge_details(self._details)
         return {**message, "tool_calls": calls} if calls else message
 
 

@@ -30,6 +30,13 @@ class Reasoning:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningDetails:
+    """Fragments of OpenRouter's reasoning_details as they came: what the provider wants back, not what is shown."""
+
+    fragments: tuple[Json, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A piece of a refusal; never empty."""
 
@@ -38,11 +45,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call begins. ``index`` counts the calls of one reply from 0, whatever index the provider used."""
+    """A call begins. ``index`` counts the calls of one reply from 0, whatever index the provider used.
+
+    ``extra_content`` is what the provider wants back with the call (Gemini's thought signature).
+    """
 
     index: int
     call_id: str
     name: str
+    extra_content: Json | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +83,4 @@ class Usage:
     reasoning_tokens: int = 0
 
 
-Delta = Text | Reasoning | Refusal | ToolCall | Arguments | Finish | Usage
+Delta = Text | Reasoning | ReasoningDetails | Refusal | ToolCall | Arguments | Finish | Usage

@@ -9,15 +9,20 @@ back what may still become a tag, and not one character more. Its three states:
     ANSWER     everything else; tags are literal text here                       given out as it comes
 
 A block opens only at the start of the answer, or after a tool call; the first closing tag ends it; once a stream has
-shown reasoning in a field, its text is left alone.
+shown reasoning in a field, its text is left alone. Some templates open the block themselves, so that the reply begins
+inside it (``implicit``): then START looks for what shows the opposite, and a stream that stops without ever closing the
+block has its text given out once more, as the answer. Where that is not known, a closing tag that nothing opened is
+dropped. Text that begins with a harmony token is read by gymlet.wire.harmony.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
-from gymlet.wire.deltas import Arguments, Delta, Reasoning, Text, ToolCall
+from gymlet.wire.deltas import Arguments, Delta, Finish, Reasoning, ReasoningDetails, Text, ToolCall
+from gymlet.wire.harmony import STARTS, Harmony
+from gymlet.wire.overlap import overlap
 
 TAGS = {
     "<think>": "</think>",
@@ -25,6 +30,11 @@ TAGS = {
     "<thinking>": "</thinking>",
     "◁think▷": "◁/think▷",
 }
+IMPLICIT_CLOSING = "</think>"
+"""What ends a block that a template opened: every template known to do so uses this tag."""
+
+QUOTES = ("`", "'", '"')
+State = Literal["start", "reasoning", "answer"]
 
 
 class Splitter(Protocol):
@@ -34,8 +44,8 @@ class Splitter(Protocol):
         """The deltas that are certain once these are known."""
         ...
 
-    def close(self) -> Iterable[Delta]:
-        """The rest, at the end of the stream."""
+    def close(self, finish: Finish | None) -> Iterable[Delta]:
+        """The rest, at the end of the stream; ``finish`` is None if it broke off."""
         ...
 
 
@@ -44,32 +54,53 @@ class Plain:
 
     def feed(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
         """Everything but reasoning."""
-        return [delta for delta in deltas if type(delta) is not Reasoning]
+        return [delta for delta in deltas if type(delta) is not Reasoning and type(delta) is not ReasoningDetails]
 
-    def close(self) -> Iterable[Delta]:
+    def close(self, _finish: Finish | None) -> Iterable[Delta]:
         """Nothing is ever held."""
         return ()
 
 
 class Verbatim:
-    """Everything as it came."""
+    """Everything as it came: reasoning in a field is reasoning, tags are text."""
 
     def feed(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
         """The deltas themselves."""
         return deltas
 
-    def close(self) -> Iterable[Delta]:
+    def close(self, _finish: Finish | None) -> Iterable[Delta]:
         """Nothing is ever held."""
         return ()
 
 
 class Tagged:
-    """Reasoning in a field of its own, or between tags at the start of the text. Owns the held text."""
+    """Reasoning in a field of its own, or between tags. Owns the state and the held text.
 
-    def __init__(self) -> None:
-        self._state: Literal["start", "reasoning", "answer"] = "start"
+    ``implicit``: the reply begins inside a block. ``json``: an answer is JSON, so that a first bracket shows that it is
+    one. ``unclosed``: what a block is that the model stopped in. ``interleaved``: a block may open anywhere.
+    ``new_id(prefix)`` mints the ids of calls that leak as harmony.
+    """
+
+    def __init__(
+        self,
+        new_id: Callable[[str], str],
+        *,
+        implicit: bool = False,
+        json: bool = False,
+        unclosed: Literal["reasoning", "answer"] = "reasoning",
+        interleaved: bool = False,
+    ) -> None:
+        self._new_id = new_id
+        self._implicit = implicit
+        self._json = json
+        self._unclosed_is_answer = unclosed == "answer" or implicit
+        self._interleaved = interleaved
+        self._state: State = "start"
         self._held = ""
         self._closing = ""
+        self._bare_closing = not implicit
+        self._block: list[str] = []
+        self._harmony: Harmony | None = None
 
     def feed(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
         """Sort deltas; text may wait until it is known not to be a tag."""
@@ -77,57 +108,114 @@ class Tagged:
         for delta in deltas:
             kind = type(delta)
             if kind is Text:
-                if self._state == "answer":
+                text: str = delta.text  # type: ignore[union-attr]
+                if self._state == "answer" and not self._held and "<" not in text and "◁" not in text:
                     sorted_.append(delta)
                 else:
-                    sorted_ += self._text(delta.text)  # type: ignore[union-attr]
-            elif kind is Arguments:
+                    sorted_ += self._text(text)
+            elif kind is Arguments or kind is ReasoningDetails:
                 sorted_.append(delta)
             else:
                 sorted_ += self._settle("start" if kind is ToolCall else "answer")
+                if kind is Reasoning:
+                    self._implicit = self._bare_closing = False
                 sorted_.append(delta)
         return sorted_
 
-    def close(self) -> Iterable[Delta]:
+    def close(self, finish: Finish | None) -> Iterable[Delta]:
         """Let go of the held text: it was no tag."""
-        return self._settle(self._state)
+        if self._harmony is not None:
+            return self._harmony.close()
+        inside = self._state == "reasoning"
+        last = list(self._settle(self._state))
+        if inside and self._unclosed_is_answer and finish is not None and finish.reason == "stop":
+            last += [Text(whole) for whole in ("".join(self._block),) if whole]
+        return last
 
-    def _settle(self, state: Literal["start", "reasoning", "answer"]) -> tuple[Delta, ...]:
+    def _settle(self, state: State) -> Iterable[Delta]:
         held, self._held = self._held, ""
-        kind = Reasoning if self._state == "reasoning" else Text
-        self._state = state
-        return (kind(held),) if held else ()
+        was, self._state = self._state, state
+        if not held:
+            return ()
+        if was == "reasoning":
+            self._block.append(held)
+            return (Reasoning(held),)
+        return (Text(held),)
 
     def _text(self, text: str) -> Iterable[Delta]:
+        if self._harmony is not None:
+            return self._harmony.feed(text)
         text, self._held = self._held + text, ""
-        return self._reason(text) if self._state == "reasoning" else self._start(text)
+        return _STEPS[self._state](self, text)
 
-    def _start(self, text: str) -> Iterable[Delta]:
+    def start(self, text: str) -> Iterable[Delta]:
+        """Only white space so far."""
         stripped = text.lstrip()
         for opening, closing in TAGS.items():
             if stripped.startswith(opening):
-                self._state, self._closing = "reasoning", closing
-                return self._reason(stripped[len(opening) :])
-        if any(opening.startswith(stripped) for opening in TAGS):
+                return self._enter(stripped[len(opening) :], closing)
+        if stripped.startswith(STARTS):
+            self._harmony = Harmony(self._new_id)
+            return self._harmony.feed(stripped)
+        if any(opening.startswith(stripped) for opening in (*TAGS, *STARTS)):
             self._held = stripped
-            text = text[: len(text) - len(stripped)]
-        else:
-            self._state = "answer"
-        return (Text(text),) if text else ()
+            blank = text[: len(text) - len(stripped)]
+            return (Text(blank),) if blank else ()
+        if self._implicit and not (self._json and stripped[0] in "{["):
+            return self._enter(text, IMPLICIT_CLOSING)
+        self._state = "answer"
+        return self.answer(text)
 
-    def _reason(self, text: str) -> Iterable[Delta]:
-        reasoning, tag, answer = text.partition(self._closing)
+    def _enter(self, text: str, closing: str) -> Iterable[Delta]:
+        self._state, self._closing, self._bare_closing, self._implicit = "reasoning", closing, False, False
+        self._block = []
+        return self.reason(text)
+
+    def reason(self, text: str) -> Iterable[Delta]:
+        """Inside a block, up to its closing tag."""
+        reasoning, tag, rest = text.partition(self._closing)
+        if not tag:
+            kept = overlap(text, self._closing)
+            reasoning, self._held = text[: len(text) - kept], text[len(text) - kept :]
+        if reasoning and self._unclosed_is_answer:
+            self._block.append(reasoning)
+        said: list[Delta] = [Reasoning(reasoning)] if reasoning else []
         if tag:
             self._state = "answer"
-        else:
-            kept = _overlap(text, self._closing)
-            reasoning, self._held = text[: len(text) - kept], text[len(text) - kept :]
-        return [kind(piece) for kind, piece in ((Reasoning, reasoning), (Text, answer)) if piece]
+            if rest:
+                said += self.answer(rest)
+        return said
+
+    def answer(self, text: str) -> Iterable[Delta]:
+        """Tags are text here, but for a closing tag that nothing opened, and for blocks that may open anywhere."""
+        if self._interleaved:
+            return self._answer_between_blocks(text)
+        if not self._bare_closing:
+            return (Text(text),)
+        before, tag, after = text.partition(IMPLICIT_CLOSING)
+        if "<think>" in before or (tag and before.endswith(QUOTES)):
+            self._bare_closing = False
+            return (Text(text),)
+        if tag:
+            self._bare_closing = False
+            return [Text(piece) for piece in (before, after) if piece]
+        return self._hold_tag(text, IMPLICIT_CLOSING, "<think>")
+
+    def _answer_between_blocks(self, text: str) -> Iterable[Delta]:
+        before, tag, after = text.partition("<think>")
+        if not tag:
+            return self._hold_tag(text, "<think>")
+        said: list[Delta] = [Text(before)] if before else []
+        return [*said, *self._enter(after, IMPLICIT_CLOSING)]
+
+    def _hold_tag(self, text: str, *tags: str) -> Iterable[Delta]:
+        kept = max(overlap(text, tag) for tag in tags)
+        said, self._held = text[: len(text) - kept], text[len(text) - kept :]
+        return (Text(said),) if said else ()
 
 
-def _overlap(text: str, tag: str) -> int:
-    """How many of the last characters of ``text`` may be the beginning of ``tag``."""
-    for size in range(min(len(text), len(tag) - 1), 0, -1):
-        if tag.startswith(text[-size:]):
-            return size
-    return 0
+_STEPS: dict[State, Callable[[Tagged, str], Iterable[Delta]]] = {
+    "start": Tagged.start,
+    "reasoning": Tagged.reason,
+    "answer": Tagged.answer,
+}

@@ -13,7 +13,7 @@ from typing import Protocol
 import orjson
 
 from gymlet.wire.chat import ChatReader, TextShape
-from gymlet.wire.deltas import Delta, Json
+from gymlet.wire.deltas import Delta, Finish, Json
 from gymlet.wire.errors import GymletError, StreamError
 from gymlet.wire.reasoning import Splitter
 from gymlet.wire.sse import SseDecoder, SseEvent
@@ -114,7 +114,8 @@ class Reply:
         failure = failure or self._reader.failure
         if failure is not None:
             return self.fail(failure)
-        self._writer.feed((*self._splitter.close(), *last))
+        finish = next((delta for delta in last if isinstance(delta, Finish)), None)
+        self._writer.feed((*self._splitter.close(finish), *last))
         self.ended = True
         return self._writer.close()
 
@@ -122,7 +123,7 @@ class Reply:
         """End the reply with ``error``; what was said so far stays said."""
         if self.ended:
             return b""
-        self._writer.feed(self._splitter.close())
+        self._writer.feed(self._splitter.close(None))
         self.ended = True
         self.error = error
         return self._writer.fail(error)
@@ -148,7 +149,7 @@ class Reply:
             if failure is not None or self._reader.failure is not None:
                 break
             deltas += found
-            self._shape.learn(data, found)
+            self._shape.learn(data, found, steady=self._reader.steady)
         self._writer.feed(self._splitter.feed(deltas))
         return self._reader.failure or failure
 

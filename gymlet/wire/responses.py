@@ -4,6 +4,7 @@ One item is open at a time; an item's events go
 
     message, reasoning    added → part added → delta* → text done → part done → item done
     function_call         added → delta* → arguments done → item done
+    custom_tool_call      added → delta → input done → item done
 
 and a delta of another kind closes what is open. White space opens nothing: it waits, and is dropped if something else
 comes first. Parallel calls may arrive interleaved; fragments of a second call, and whatever else comes while the open
@@ -16,15 +17,28 @@ Sources: OpenAI's Responses API as recorded, the Open Responses specification of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 
-from gymlet.wire.deltas import Arguments, Delta, Finish, Json, Reasoning, Refusal, Text, ToolCall, Usage
+from gymlet.wire.deltas import (
+    Arguments,
+    Delta,
+    Finish,
+    Json,
+    Reasoning,
+    ReasoningDetails,
+    Refusal,
+    Text,
+    ToolCall,
+    Usage,
+)
 from gymlet.wire.errors import GymletError
+from gymlet.wire.seal import Seal, Thought, merge_details
 from gymlet.wire.sse import DONE, frame
+from gymlet.wire.tools import Toolbox
 
 ReasoningOutput = Literal["summary", "content", "open_responses"]
 ItemStatus = Literal["completed", "incomplete"]
@@ -127,9 +141,17 @@ class _PartItem:
         self._pieces.append(text)
         self._events.emit_delta(self._prefix, text, self._suffix)
 
-    def close(self, status: ItemStatus) -> Json:
+    @property
+    def text(self) -> str:
+        """All that was said in the item so far."""
+        whole = [part.get("text", "") for parts in self._parts.values() for part in parts]
+        return "".join((*whole, *self._pieces))
+
+    def close(self, status: ItemStatus, **more: str) -> Json:
+        """The finished item; ``more`` joins its fields."""
         self._close_part()
-        item = {**self._shell, **{key: parts for key, parts in self._parts.items() if parts}, "status": status}
+        parts = {key: parts for key, parts in self._parts.items() if parts}
+        item = {**self._shell, **parts, **more, "status": status}
         self._events.emit("response.output_item.done", {"output_index": self._index, "item": item})
         return item
 
@@ -190,11 +212,37 @@ class _CallItem:
         return item
 
 
+class _CustomCallItem(_CallItem):
+    """An open call of a custom tool: its input is one string of the arguments, known once they are whole."""
+
+    def feed(self, text: str) -> None:
+        self._pieces.append(text)
+
+    def close(self, status: ItemStatus) -> Json:
+        text = _custom_input("".join(self._pieces))
+        if text:
+            self._events.emit("response.custom_tool_call_input.delta", {**self._where, "delta": text})
+        self._events.emit("response.custom_tool_call_input.done", {**self._where, "input": text})
+        item = {**self._shell, "input": text, "status": status}
+        self._events.emit("response.output_item.done", {"output_index": self._index, "item": item})
+        return item
+
+
+def _custom_input(arguments: str) -> str:
+    """The string in the arguments; the arguments themselves, where the model did not keep to the form."""
+    try:
+        text = orjson.loads(arguments)["input"]
+    except (ValueError, TypeError, KeyError):
+        return arguments
+    return text if isinstance(text, str) else arguments
+
+
 class ResponseWriter:
     """Feed deltas, get the bytes of events. Owns the response: nothing else changes it.
 
     ``envelope`` is the response object without output (see request.envelope); ``new_id(prefix)`` mints item ids;
-    ``now()`` is the time in whole seconds; ``namespaces`` is what request.namespaces found.
+    ``now()`` is the time in whole seconds; ``tools`` is what the calls look like; ``seal`` makes the
+    ``encrypted_content`` of reasoning items, where the client asked for it.
     """
 
     def __init__(
@@ -204,10 +252,14 @@ class ResponseWriter:
         new_id: Callable[[str], str],
         now: Callable[[], int],
         reasoning_output: ReasoningOutput = "summary",
-        namespaces: Mapping[str, Json] | None = None,
+        tools: Toolbox | None = None,
+        seal: Seal | None = None,
     ) -> None:
         self._envelope = envelope
-        self._namespaces = namespaces or {}
+        self._tools = tools or Toolbox()
+        self._seal = seal
+        self._details: list[Json] = []
+        self._signatures: dict[str, Json] = {}
         self._new_id = new_id
         self._now = now
         self._reasoning_form = REASONING_FORMS[reasoning_output]
@@ -298,10 +350,10 @@ class ResponseWriter:
                 self._part(delta, text, self._reasoning_form)
             case Refusal(text):
                 self._part(delta, text, REFUSAL)
-            case ToolCall(index, call_id, name):
-                self._close_open("completed")
-                self._blank.clear()
-                self._open = _CallItem(self._events, self._call_shell(call_id, name), len(self._output), index)
+            case ReasoningDetails(fragments):
+                self._details += fragments
+            case ToolCall():
+                self._open_call(delta)
             case Arguments(index, text):
                 if isinstance(self._open, _CallItem) and self._open.call == index:
                     self._open.feed(text)
@@ -309,6 +361,18 @@ class ResponseWriter:
                 self._finish = delta
             case Usage():
                 self._usage = delta
+
+    def _open_call(self, call: ToolCall) -> None:
+        """A new call; one that the client did not allow is left out, its arguments with it."""
+        if self._tools.allowed is not None and call.name not in self._tools.allowed:
+            return
+        if call.extra_content:
+            self._signatures[call.call_id] = call.extra_content
+        self._close_open("completed")
+        self._blank.clear()
+        shell = self._call_shell(call.call_id, call.name)
+        form = _CustomCallItem if shell["type"] == "custom_tool_call" else _CallItem
+        self._open = form(self._events, shell, len(self._output), call.index)
 
     def _part(self, delta: Text | Reasoning | Refusal, text: str, form: PartForm) -> None:
         goes_on = self._open_kind is not None and (type(delta) is Reasoning) == (self._open_kind is Reasoning)
@@ -323,7 +387,7 @@ class ResponseWriter:
 
     def _open_item(self, kind: type[Delta], form: PartForm) -> _PartItem:
         """A new message or reasoning item, with the white space of its kind that waited."""
-        self._close_open("completed")
+        self._close_open("completed", then=kind)
         shell = self._reasoning_shell() if kind is Reasoning else self._message_shell()
         self._open = item = _PartItem(self._events, shell, len(self._output), form)
         blank, self._blank = self._blank, []
@@ -332,10 +396,28 @@ class ResponseWriter:
                 item.feed(delta.text)
         return item
 
-    def _close_open(self, status: ItemStatus) -> None:
-        if self._open is not None:
+    def _close_open(self, status: ItemStatus, then: type[Delta] | None = None) -> None:
+        """Close what is open; what the provider wants back and no item carries has one of its own."""
+        if self._open_kind is Reasoning and isinstance(self._open, _PartItem):
+            self._output.append(self._open.close(status, **self._sealed(self._open.text)))
+        elif self._open is not None:
             self._output.append(self._open.close(status))
         self._open = self._open_kind = None
+        if self._seal and (self._details or self._signatures) and then is not Reasoning and status == "completed":
+            self._add_bare_reasoning()
+
+    def _sealed(self, text: str) -> dict[str, str]:
+        """The field that holds this reasoning, and what came with it, for the way back."""
+        thought = Thought(text, merge_details(self._details), self._signatures)
+        self._details, self._signatures = [], {}
+        return {} if self._seal is None else {"encrypted_content": self._seal.close(thought)}
+
+    def _add_bare_reasoning(self) -> None:
+        shell, index = self._reasoning_shell(), len(self._output)
+        self._events.emit("response.output_item.added", {"output_index": index, "item": shell})
+        item = {**shell, **self._sealed(""), "status": "completed"}
+        self._events.emit("response.output_item.done", {"output_index": index, "item": item})
+        self._output.append(item)
 
     def _flush(self, status: ItemStatus, *, keep_empty: bool = True) -> None:
         """Close everything; a reply with nothing at all still has one message."""
@@ -360,8 +442,9 @@ class ResponseWriter:
         return {"id": self._new_id("rs_"), "type": "reasoning", "status": "in_progress", "summary": []}
 
     def _call_shell(self, call_id: str, name: str) -> Json:
-        call = {"call_id": call_id, **self._namespaces.get(name, {"name": name}), "arguments": ""}
-        return {"id": self._new_id("fc_"), "type": "function_call", "status": "in_progress", **call}
+        shape = {"type": "function_call", "name": name, **self._tools.shapes.get(name, {})}
+        prefix, said = ("fc_", "arguments") if shape["type"] == "function_call" else ("ctc_", "input")
+        return {"id": self._new_id(prefix), "status": "in_progress", "call_id": call_id, **shape, said: ""}
 
 
 def _nothing_open(_text: str) -> None:

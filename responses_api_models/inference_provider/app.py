@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from gymlet.config.schema import ModelOptions, ProviderOptions
 from gymlet.serve.model import ModelServer
@@ -14,6 +15,11 @@ class InferenceProvider(ModelServer):
 
     Options: ClassVar[type[ModelOptions]] = ProviderOptions
     options: ProviderOptions
+
+    @property
+    def origin(self) -> str:
+        """The provider's host."""
+        return urlsplit(self.options.base_url).netloc
 
     async def open_provider(self) -> Provider:
         """The provider as configured."""

@@ -42,6 +42,9 @@ EXCEPTIONS = {
     "whitespace in reasoning and text is kept": "item ids are minted here; the call's id is call_id",
     "chat stream: stream and stream_options never reach upstream": "usage is always asked for; many send none otherwise",
     "include has no chat representation": "clients send it with every request; what it names is not refused",
+    "custom_tool_call input item has no chat representation": "custom tools are sent as functions, and so are their calls",
+    "custom_tool_call_output input item has no chat representation": "as above",
+    "stream: additional_tools functions are hoisted into tools": "the custom tools among them, too",
     "row grading_mode lenient_answer_colon_md is rejected": "a row may name this mode as well as the server",
     "unknown top-level field is rejected when not streaming": UNKNOWN_FIELDS,
 }

@@ -11,6 +11,7 @@ from gymlet.wire.reasoning import Plain, Tagged
 from gymlet.wire.reply import Reply
 from gymlet.wire.request import envelope
 from gymlet.wire.responses import ResponseWriter
+from gymlet.wire.tools import toolbox
 
 DONE = b"data: [DONE]\n\n"
 
@@ -45,15 +46,18 @@ def end(reason="stop", usage=None):
     return chunk({}, reason) + (chunk(usage=usage) if usage else b"") + DONE
 
 
-def make_reply(*, parse=True, request=None, reasoning_output="summary"):
+def make_reply(*, parse=True, request=None, reasoning_output="summary", seal=None, **splitting):
     count = itertools.count()
 
     def new_id(prefix):
         return f"{prefix}{next(count)}"
 
     shell = envelope(request or {}, response_id="resp_0", created_at=1, model="m")
-    writer = ResponseWriter(shell, new_id=new_id, now=lambda: 2, reasoning_output=reasoning_output)
-    return Reply(ChatReader(new_id), Tagged() if parse else Plain(), writer)
+    tools = toolbox(request or {})
+    writer = ResponseWriter(
+        shell, new_id=new_id, now=lambda: 2, reasoning_output=reasoning_output, tools=tools, seal=seal
+    )
+    return Reply(ChatReader(new_id), Tagged(new_id, **splitting) if parse else Plain(), writer)
 
 
 def stream(body, sizes=None, **options):

@@ -8,12 +8,17 @@ from hypothesis import strategies as st
 
 from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.errors import RequestError
-from gymlet.wire.request import ChatProfile, envelope, namespaces, strip_think, to_chat
+from gymlet.wire.history import strip_think
+from gymlet.wire.profile import Profile
+from gymlet.wire.request import envelope, to_chat
+from gymlet.wire.seal import Seal
+from gymlet.wire.tools import toolbox
 
 pytestmark = pytest.mark.pure
 
-PLAIN = ChatProfile(model="m")
-STRIPPING = ChatProfile(model="m", strip_reasoning=True, system_role="system")
+PLAIN = Profile(model="m")
+STRIPPING = Profile(model="m", uses_reasoning_parser=True, system_role="system")
+SEAL = Seal("here/m")
 USER = {"role": "user", "content": "hi"}
 CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
 OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "ok"}
@@ -57,7 +62,7 @@ HISTORIES = {
 
 @pytest.mark.parametrize(("items", "messages"), HISTORIES.values(), ids=HISTORIES)
 def test_items_become_messages(items, messages):
-    assert to_chat({"input": items}, PLAIN, stream=False)["messages"] == messages
+    assert to_chat({"input": items}, PLAIN, SEAL, stream=False)["messages"] == messages
 
 
 def test_instructions_take_in_the_leading_system_messages():
@@ -66,22 +71,22 @@ def test_instructions_take_in_the_leading_system_messages():
         {"role": "developer", "content": [{"type": "input_text", "text": "b"}]},
         USER,
     ]
-    messages = to_chat({"input": items, "instructions": "i"}, PLAIN, stream=False)["messages"]
+    messages = to_chat({"input": items, "instructions": "i"}, PLAIN, SEAL, stream=False)["messages"]
     assert messages == [{"role": "system", "content": "i\n\na\n\nb"}, USER]
 
 
 def test_a_provider_may_know_no_developer_and_want_no_reasoning_back():
     items = [{"role": "developer", "content": "d"}, THOUGHT, {"role": "assistant", "content": "<think>x</think>so"}]
-    messages = to_chat({"input": items}, STRIPPING, stream=False)["messages"]
+    messages = to_chat({"input": items}, STRIPPING, SEAL, stream=False)["messages"]
     assert messages == [{"role": "system", "content": "d"}, {"role": "assistant", "content": "so"}]
 
 
 def test_namespaces_are_flattened_and_found_again():
     tool = {"type": "function", "name": "f", "parameters": {}}
     request = {"input": "x", "tools": [tool, {"type": "namespace", "name": "ns", "tools": [tool]}]}
-    sent = to_chat(request, PLAIN, stream=False)["tools"]
+    sent = to_chat(request, PLAIN, SEAL, stream=False)["tools"]
     assert [each["function"]["name"] for each in sent] == ["f", "ns__f"]
-    assert namespaces(request) == {"ns__f": {"name": "f", "namespace": "ns"}}
+    assert toolbox(request).shapes == {"ns__f": {"name": "f", "namespace": "ns"}}
 
 
 FORMATS = {
@@ -96,7 +101,7 @@ FORMATS = {
 
 @pytest.mark.parametrize(("given_", "sent"), FORMATS.values(), ids=FORMATS)
 def test_formats(given_, sent):
-    assert to_chat({"input": "x", "text": {"format": given_}}, PLAIN, stream=False).get("response_format") == sent
+    assert to_chat({"input": "x", "text": {"format": given_}}, PLAIN, SEAL, stream=False).get("response_format") == sent
 
 
 @pytest.mark.parametrize(
@@ -107,9 +112,9 @@ def test_an_earlier_answers_think_block_is_cut_out(text, kept):
     assert strip_think(text) == kept
 
 
-KEYS = ["input", "role", "type", "content", "text", "tools", "name", "summary", "output", "arguments", "call_id", "format",
-        "reasoning", "metadata", "extra_body", "tool_choice", "messages", "instructions", "image_url", "stream_options"]  # fmt: skip
-WORDS = ["user", "assistant", "message", "reasoning", "function", "function_call", "function_call_output", "namespace",
+KEYS = ["role", "type", "content", "text", "tools", "name", "summary", "output", "arguments", "call_id", "format",
+        "reasoning", "metadata", "extra_body", "tool_choice", "messages", "instructions", "image_url", "effort", "reasoning_effort", "encrypted_content", "input", "stream_options"]  # fmt: skip
+WORDS = ["user", "assistant", "message", "reasoning", "function", "function_call", "function_call_output", "namespace", "custom", "custom_tool_call", "allowed_tools",
          "additional_tools", "input_text", "input_image", "input_video", "refusal", "json_schema", "required", "x", ""]  # fmt: skip
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from(WORDS))
 TREES = st.recursive(
@@ -130,6 +135,6 @@ def test_whatever_a_client_sends_is_sent_or_refused(request_):
     with contextlib.suppress(RequestError):
         pass_chat(request_, STRIPPING, stream=True)
     with contextlib.suppress(RequestError):
-        to_chat(request_, STRIPPING, stream=True)
-        namespaces(request_)
+        to_chat(request_, STRIPPING, SEAL, stream=True)
+        toolbox(request_)
         envelope(request_, response_id="r", created_at=1, model="m")

@@ -1,0 +1,310 @@
+"""Earlier items to chat messages.
+
+Reasoning, a message and the calls that follow it are one assistant message, as chat servers expect. What has no chat
+representation is refused by name rather than left out. How earlier reasoning goes back is the profile's to say: a turn
+is what lies between two messages of the user, and some providers want it only for turns with tool calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from gymlet.wire.deltas import Json
+from gymlet.wire.errors import RequestError
+from gymlet.wire.fields import check, check_fields, need, one_of
+from gymlet.wire.profile import Profile, ReasoningOut
+from gymlet.wire.reasoning import TAGS
+from gymlet.wire.seal import Seal, Thought
+from gymlet.wire.tools import custom_arguments, flat_name
+
+
+def messages_of(items: list[Json], profile: Profile, seal: Seal) -> list[Json]:
+    """The messages that these items are. Raises RequestError, naming the item."""
+    history = _History(profile, seal)
+    for position, item in enumerate(items):
+        history.read(item, f"input[{position}]")
+    return history.close()
+
+
+def strip_think(text: str) -> str:
+    """An earlier answer without the think block at its start."""
+    start = text.lstrip()
+    for opening, closing in TAGS.items():
+        if start.startswith(opening):
+            _, found, rest = start.partition(closing)
+            return rest if found else ""
+    return text
+
+
+class _History:
+    """Owns the messages so far, the assistant message that is being put together, and the turn that it belongs to."""
+
+    def __init__(self, profile: Profile, seal: Seal) -> None:
+        self._profile = profile
+        self._seal = seal
+        self._messages: list[Json] = []
+        self._turn: list[tuple[Json, list[Thought]]] = []
+        self._thoughts: list[Thought] = []
+        self._message: Json | None = None
+        self._calls: list[Json] = []
+        self._signatures: dict[str, Json] = {}
+
+    def read(self, item: Json, path: str) -> None:
+        check(item, (dict,), path)
+        kind = item.get("type") or ("message" if "role" in item else "")
+        check(kind, (str,), f"{path}.type")
+        read = _ITEMS.get(kind)
+        if read is None:
+            raise RequestError(f"'{path}': an item of type '{kind}' has no chat representation", param=f"{path}.type")
+        read(self, item, path)
+
+    def close(self) -> list[Json]:
+        """All messages, once everything was read."""
+        self._end_turn()
+        for message in self._messages:
+            for call in message.get("tool_calls", ()):
+                if call["id"] in self._signatures:
+                    call["extra_content"] = self._signatures[call["id"]]
+        if self._profile.call_id_length is not None:
+            _shorten_ids(self._messages, self._profile.call_id_length)
+        return self._messages
+
+    def read_message(self, item: Json, path: str) -> None:
+        role = item.get("role")
+        one_of(role, ("user", "system", "developer", "assistant"), f"{path}.role")
+        content = item.get("content")
+        if role != "assistant":
+            self._end_turn()
+            check(content, (str, list), f"{path}.content")
+            self._messages.append({"role": role, "content": _content(content, f"{path}.content")})  # type: ignore[arg-type]
+            return
+        if self._message is not None or self._calls:
+            self._flush()
+        self._message = _assistant(content, f"{path}.content")
+
+    def read_reasoning(self, item: Json, path: str) -> None:
+        if self._message is not None or self._calls:
+            self._flush()
+        check_fields(item, {"summary": (list,), "content": (list,), "encrypted_content": (str,)}, f"{path}.")
+        if item.get("encrypted_content"):
+            thought = self._seal.open(item["encrypted_content"], f"{path}.encrypted_content")
+            self._signatures |= thought.signatures
+        else:
+            key = "summary" if item.get("summary") else "content"
+            parts = enumerate(item.get(key) or ())
+            thought = Thought("".join(_text_part(part, f"{path}.{key}[{index}]")["text"] for index, part in parts))
+        self._thoughts.append(thought)
+
+    def read_call(self, item: Json, path: str) -> None:
+        arguments = item.get("arguments") or "{}"
+        check(arguments, (str,), f"{path}.arguments")
+        self._call(item, path, arguments)
+
+    def read_custom_call(self, item: Json, path: str) -> None:
+        check(item.get("input"), (str,), f"{path}.input")
+        self._call(item, path, custom_arguments(item["input"]))
+
+    def read_output(self, item: Json, path: str) -> None:
+        self._flush()
+        call_id, output = need(item, "call_id", (str,), path), item.get("output")
+        check(output, (str, list), f"{path}.output")
+        if isinstance(output, list):
+            _refuse_files(output, path)
+            parts = [_part(part, f"{path}.output[{index}]") for index, part in enumerate(output)]
+            output = plain(parts) if all(part["type"] == "text" for part in parts) else parts
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": output})
+
+    def read_reference(self, item: Json, path: str) -> None:
+        raise RequestError(
+            f"'{path}' refers to the item '{item.get('id')}', but items are not stored here; send the item itself "
+            "(the AI SDK does with store: false)",
+            param=path,
+            code="item_not_found",
+        )
+
+    def skip(self, _item: Json, _path: str) -> None:
+        """It is no part of the history."""
+
+    def _call(self, item: Json, path: str, arguments: str) -> None:
+        call_id, name = need(item, "call_id", (str,), path), need(item, "name", (str,), path)
+        if item.get("namespace"):
+            name = flat_name(item["namespace"], name)
+        self._calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})
+
+    def _flush(self) -> None:
+        """The assistant message so far, if there is one."""
+        if self._message is not None or self._calls or self._thoughts:
+            message: Json = {"role": "assistant", **(self._message or {"content": None})}
+            if self._profile.uses_reasoning_parser and isinstance(message["content"], str):
+                message["content"] = strip_think(message["content"])
+            if self._calls:
+                message["tool_calls"] = self._calls
+            self._turn.append((message, self._thoughts))
+            self._messages.append(message)
+        self._thoughts, self._message, self._calls = [], None, []
+
+    def _end_turn(self) -> None:
+        """Give the turn's messages their reasoning, now that it is known whether tools were called in it."""
+        self._flush()
+        called = any("tool_calls" in message for message, _ in self._turn)
+        if called or self._profile.reasoning_out_when == "always":
+            for message, thoughts in self._turn:
+                WAY_BACK[self._profile.way_back](message, thoughts)
+        empty = [message for message, thoughts in self._turn if thoughts and message == _NOTHING]
+        self._messages = [message for message in self._messages if not any(message is each for each in empty)]
+        self._turn = []
+
+
+_NOTHING: Json = {"role": "assistant", "content": None}
+
+_ITEMS: dict[str, Callable[[_History, Json, str], None]] = {
+    "message": _History.read_message,
+    "reasoning": _History.read_reasoning,
+    "function_call": _History.read_call,
+    "function_call_output": _History.read_output,
+    "custom_tool_call": _History.read_custom_call,
+    "custom_tool_call_output": _History.read_output,
+    "item_reference": _History.read_reference,
+    "additional_tools": _History.skip,
+}
+
+
+def _joined(thoughts: list[Thought]) -> str:
+    return "".join(thought.text for thought in thoughts)
+
+
+def _back_in(field: str) -> Callable[[Json, list[Thought]], None]:
+    def put(message: Json, thoughts: list[Thought]) -> None:
+        if text := _joined(thoughts):
+            message[field] = text
+
+    return put
+
+
+def _back_in_details(message: Json, thoughts: list[Thought]) -> None:
+    details = [entry for thought in thoughts for entry in thought.details]
+    if details:
+        message["reasoning_details"] = details
+    elif text := _joined(thoughts):
+        message["reasoning"] = text
+
+
+def _back_in_parts(message: Json, thoughts: list[Thought]) -> None:
+    if text := _joined(thoughts):
+        answer = [{"type": "text", "text": message["content"]}] if message["content"] else []
+        message["content"] = [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}, *answer]
+
+
+def _back_in_tags(message: Json, thoughts: list[Thought]) -> None:
+    tagged = "".join(f"<think>{thought.text}</think>" for thought in thoughts if thought.text)
+    if tagged:
+        message["content"] = tagged + (message["content"] or "")
+
+
+WAY_BACK: dict[ReasoningOut, Callable[[Json, list[Thought]], None]] = {
+    "none": lambda _message, _thoughts: None,
+    "reasoning_content": _back_in("reasoning_content"),
+    "reasoning": _back_in("reasoning"),
+    "reasoning_details": _back_in_details,
+    "mistral_parts": _back_in_parts,
+    "think_tags": _back_in_tags,
+}
+"""How a message carries the reasoning that led to it."""
+
+
+def _shorten_ids(messages: list[Json], length: int) -> None:
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            call["id"] = short_id(call["id"], length)
+        if "tool_call_id" in message:
+            message["tool_call_id"] = short_id(message["tool_call_id"], length)
+
+
+def short_id(call_id: str, length: int) -> str:
+    """The id itself where it fits, else one of ``length`` letters and digits that is the same each time."""
+    if len(call_id) == length and call_id.isalnum():
+        return call_id
+    return hashlib.blake2b(call_id.encode()).hexdigest()[:length]
+
+
+def plain(content: str | list[Json]) -> str:
+    """The text of a message's content."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _refuse_files(parts: list[Json], path: str) -> None:
+    for part in parts:
+        if isinstance(part, dict) and part.get("type") == "input_file":
+            raise RequestError(f"'{path}.output': an 'input_file' cannot be sent as a tool's output", param=path)
+
+
+def _assistant(content: str | list[Json] | None, path: str) -> Json:
+    if content is None or isinstance(content, str):
+        return {"content": content}
+    check(content, (list,), path)
+    texts: list[str] = []
+    refusals: list[str] = []
+    for position, part in enumerate(content):
+        check(part, (dict,), f"{path}[{position}]")
+        if part.get("type") == "refusal":
+            refusals.append(need(part, "refusal", (str,), f"{path}[{position}]"))
+        else:
+            texts.append(_text_part(part, f"{path}[{position}]")["text"])
+    message: Json = {"content": "".join(texts) if texts or not refusals else None}
+    return {**message, "refusal": "".join(refusals)} if refusals else message
+
+
+def _content(content: str | list[Json], path: str) -> str | list[Json]:
+    if isinstance(content, str):
+        return content
+    return [_part(part, f"{path}[{position}]") for position, part in enumerate(content)]
+
+
+def _part(part: object, path: str) -> Json:
+    check(part, (dict,), path)
+    assert isinstance(part, dict)  # noqa: S101  just checked
+    one_of(part.get("type"), _PARTS, f"{path}.type")
+    return _PARTS[part["type"]](part, path)
+
+
+def _text_part(part: Json, path: str) -> Json:
+    check(part, (dict,), path)
+    check(part.get("text"), (str,), f"{path}.text")
+    return {"type": "text", "text": part["text"]}
+
+
+def _image_part(part: Json, path: str) -> Json:
+    url = need(part, "image_url", (str, dict), path)
+    image = url if isinstance(url, dict) else {"url": url}
+    return {"type": "image_url", "image_url": image | ({"detail": part["detail"]} if part.get("detail") else {})}
+
+
+def _file_part(part: Json, path: str) -> Json:
+    keys = ("file_id", "file_data", "filename", "file_url")
+    if not any(part.get(key) for key in keys):
+        raise RequestError(f"'{path}' needs one of {', '.join(keys)}", param=path)
+    return {"type": "file", "file": {key: part[key] for key in keys if part.get(key) is not None}}
+
+
+def _audio_part(part: Json, path: str) -> Json:
+    return {"type": "input_audio", "input_audio": need(part, "input_audio", (dict,), path)}
+
+
+def _video_part(part: Json, path: str) -> Json:
+    sources = [part[key] for key in ("video_url", "video") if part.get(key)]
+    if len(sources) != 1:
+        raise RequestError(f"'{path}' needs exactly one of video_url and video", param=path)
+    source = sources[0]
+    return {"type": "video_url", "video_url": source if isinstance(source, dict) else {"url": source}}
+
+
+_PARTS: dict[str, Callable[[Json, str], Json]] = {
+    "input_text": _text_part,
+    "output_text": _text_part,
+    "text": _text_part,
+    "input_image": _image_part,
+    "input_file": _file_part,
+    "input_audio": _audio_part,
+    "input_video": _video_part,
+}
