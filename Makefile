@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CONFIG ?= resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format cover bench clean
+.PHONY: help install demo run test check format cover bench corpus clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ cover: $(VENV)/.dev $(VENV)/.local  ## run the tests, and show which lines they 
 
 bench: $(VENV)/.dev  ## measure the server beside a handler that copies bytes
 	@$(BIN)/python scripts/bench.py
+
+corpus: $(VENV)/.dev  ## run the recorded replies in CORPUS=<folder> through the real server
+	@test -n "$(CORPUS)" || { echo "name the folder: make corpus CORPUS=<folder> (docs/corpus.md)"; exit 2; }
+	@$(BIN)/python scripts/corpus.py $(CORPUS)
 
 clean:  ## remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -124,7 +124,7 @@ class Upstream:
         if response.status < 400:
             return ProviderError(f"{self.provider.completions_url} redirects elsewhere; name the final base_url")
         try:
-            body = await response.content.read(MAX_ERROR_BODY_BYTES)
+            body = await _read_up_to(response.content, MAX_ERROR_BODY_BYTES)
         except (aiohttp.ClientError, OSError):
             body = b""
         if self.provider.api_key:
@@ -137,6 +137,14 @@ class Upstream:
         )
         log.info("provider refused: status=%d class=%s", response.status, error.failure_class)
         return error
+
+
+async def _read_up_to(content: aiohttp.StreamReader, max_bytes: int) -> bytes:
+    pieces: list[bytes] = []
+    while max_bytes > 0 and (piece := await content.read(max_bytes)):
+        pieces.append(piece)
+        max_bytes -= len(piece)
+    return b"".join(pieces)
 
 
 def _cause(error: BaseException) -> str:

@@ -55,7 +55,6 @@ class ChatReader:
         self._calls = _Calls(new_id)
         self._excludes_reasoning = completion_excludes_reasoning
         self._fields = _ReasoningFields()
-        self._thought_tag = False
         self._usage: Json | None = None
         self._finish: str | None = None
         self._choices = False
@@ -118,7 +117,7 @@ class ChatReader:
         content = message.get("content")
         deltas: list[Delta] = self._fields.read(message, content)
         if content:
-            deltas += self._read_content(content, message)
+            deltas += (Text(content),) if isinstance(content, str) else _read_parts(content)
         refusal = message.get("refusal")
         if refusal and isinstance(refusal, str):
             deltas.append(Refusal(refusal))
@@ -126,15 +125,6 @@ class ChatReader:
         if calls:
             deltas += self._calls.read(calls, whole="delta" not in message and len(calls) > 1)
         return deltas
-
-    def _read_content(self, content: str | list[Json], message: Json) -> Iterable[Delta]:
-        if not isinstance(content, str):
-            return _read_parts(content)
-        if message.get("extra_content") and _is_thought(message["extra_content"]):
-            self._thought_tag = self._thought_tag or content.lstrip().startswith("<")
-            if not self._thought_tag:
-                return (Reasoning(content),)
-        return (Text(content),)
 
 
 class _ReasoningFields:
@@ -193,10 +183,6 @@ class _ReasoningFields:
 def _begins_block(content: str) -> bool:
     start = content.lstrip()
     return bool(start) and any(start.startswith(tag) or tag.startswith(start) for tag in TAGS)
-
-
-def _is_thought(extra: Json) -> bool:
-    return any(isinstance(part, dict) and part.get("thought") is True for part in extra.values())
 
 
 class TextShape:

@@ -74,6 +74,8 @@ def _candidates(payload: object) -> Iterator[object]:
         metadata = payload.get("metadata")
         if isinstance(metadata, dict) and metadata.get("raw"):
             yield from _candidates(_parse_text(metadata["raw"]))
+        if isinstance(payload.get("loc"), list | tuple) and payload.get("msg"):
+            yield f"{'.'.join(map(str, payload['loc']))}: {payload['msg']}"
         for key in ("error", "base_resp", "message", "detail", "msg", "status_msg"):
             if payload.get(key):
                 yield from _candidates(payload[key])
