@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CONFIG ?= resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format cover bench corpus clean
+.PHONY: help install demo run test check format cover bench corpus providers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ bench: $(VENV)/.dev  ## measure the server beside a handler that copies bytes
 corpus: $(VENV)/.dev  ## run the recorded replies in CORPUS=<folder> through the real server
 	@test -n "$(CORPUS)" || { echo "name the folder: make corpus CORPUS=<folder> (docs/corpus.md)"; exit 2; }
 	@$(BIN)/python scripts/corpus.py $(CORPUS)
+
+providers: $(VENV)/.dev  ## write the table of docs/providers.md from the configs
+	@$(BIN)/python scripts/providers_page.py
 
 clean:  ## remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
