@@ -70,7 +70,9 @@ class ChatReader:
         if not choices:
             return []
         self._choices = True
-        choice = choices[0] if len(choices) == 1 else _first_choice(choices)
+        choice = choices[0]
+        if len(choices) > 1 or choice.get("index"):
+            choice = _first_choice(choices)
         if choice.get("finish_reason") or choice.get("usage"):
             self._read_end(choice)
         delta = choice.get("delta") or choice.get("message")
