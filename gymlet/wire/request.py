@@ -108,7 +108,7 @@ def envelope(request: Json, *, response_id: str, created_at: int, model: str) ->
         "store": False,
         "background": False,
         "temperature": _or(request, "temperature", default=1.0),
-        "text": {**text, "format": text.get("format") or {"type": "text"}},
+        "text": {**text, "format": _echo_format(text.get("format") or {"type": "text"})},
         "tool_choice": _or(request, "tool_choice", default="auto"),
         "tools": [_echo_tool(tool) for tool in request.get("tools") or ()],
         "top_logprobs": _or(request, "top_logprobs", default=0),
@@ -124,6 +124,10 @@ def envelope(request: Json, *, response_id: str, created_at: int, model: str) ->
 def _or(request: Json, name: str, *, default: object) -> object:
     value = request.get(name)
     return default if value is None else value
+
+
+def _echo_format(form: Json) -> Json:
+    return {"description": None, "strict": False, **form} if form.get("type") == "json_schema" else form
 
 
 def _echo_tool(tool: Json) -> Json:
