@@ -17,6 +17,7 @@ from gymlet.wire.deltas import (
     Reasoning,
     ReasoningDetails,
     Refusal,
+    Run,
     Text,
     ToolCall,
     Usage,
@@ -59,7 +60,8 @@ class CompletionWriter:
     def feed(self, deltas: Iterable[Delta]) -> None:
         """Turn deltas into chunks; ``take`` has their bytes."""
         for delta in deltas:
-            self._apply(delta)
+            for each in delta.pieces() if isinstance(delta, Run) else (delta,):
+                self._apply(each)
 
     def take(self) -> bytes:
         """The bytes of the chunks since the last call."""

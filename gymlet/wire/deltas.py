@@ -6,6 +6,7 @@ events. Nothing here is ever changed after it was made.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,18 @@ class Reasoning:
     """A piece of the chain of thought; never empty."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Pieces of one kind that came at once; none is empty. It says what its pieces say one by one, and costs less."""
+
+    kind: type[Text] | type[Reasoning]
+    texts: list[str]
+
+    def pieces(self) -> Iterator[Text | Reasoning]:
+        """The deltas that it stands for."""
+        return map(self.kind, self.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +96,4 @@ class Usage:
     reasoning_tokens: int = 0
 
 
-Delta = Text | Reasoning | ReasoningDetails | Refusal | ToolCall | Arguments | Finish | Usage
+Delta = Text | Reasoning | Run | ReasoningDetails | Refusal | ToolCall | Arguments | Finish | Usage

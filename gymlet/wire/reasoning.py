@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
-from gymlet.wire.deltas import Arguments, Delta, Finish, Reasoning, ReasoningDetails, Text, ToolCall
+from gymlet.wire.deltas import Arguments, Delta, Finish, Reasoning, ReasoningDetails, Run, Text, ToolCall
 from gymlet.wire.harmony import STARTS, Harmony
 from gymlet.wire.overlap import overlap
 
@@ -54,11 +54,15 @@ class Plain:
 
     def feed(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
         """Everything but reasoning."""
-        return [delta for delta in deltas if type(delta) is not Reasoning and type(delta) is not ReasoningDetails]
+        return [delta for delta in deltas if not _is_reasoning(delta)]
 
     def close(self, _finish: Finish | None) -> Iterable[Delta]:
         """Nothing is ever held."""
         return ()
+
+
+def _is_reasoning(delta: Delta) -> bool:
+    return isinstance(delta, Reasoning | ReasoningDetails) or (isinstance(delta, Run) and delta.kind is Reasoning)
 
 
 class Verbatim:
@@ -106,20 +110,10 @@ class Tagged:
         """Sort deltas; text may wait until it is known not to be a tag."""
         sorted_: list[Delta] = []
         for delta in deltas:
-            kind = type(delta)
-            if kind is Text:
-                text: str = delta.text  # type: ignore[union-attr]
-                if self._state == "answer" and not self._held and "<" not in text and "◁" not in text:
-                    sorted_.append(delta)
-                else:
-                    sorted_ += self._text(text)
-            elif kind is Arguments or kind is ReasoningDetails:
-                sorted_.append(delta)
+            if isinstance(delta, Run):
+                sorted_ += self._run(delta)
             else:
-                sorted_ += self._settle("start" if kind is ToolCall else "answer")
-                if kind is Reasoning:
-                    self._implicit = self._bare_closing = False
-                sorted_.append(delta)
+                sorted_ += self._sort(delta)
         return sorted_
 
     def close(self, finish: Finish | None) -> Iterable[Delta]:
@@ -131,6 +125,25 @@ class Tagged:
         if inside and self._unclosed_is_answer and finish is not None and finish.reason == "stop":
             last += [Text(whole) for whole in ("".join(self._block),) if whole]
         return last
+
+    def _run(self, run: Run) -> Iterable[Delta]:
+        """As a whole, where none of its pieces can be part of a tag; else piece by piece."""
+        if self._state == "answer" and not self._held and self._harmony is None:
+            said = "".join(run.texts) if run.kind is Text else ""
+            if "<" not in said and "◁" not in said:
+                return (run,)
+        return [delta for piece in run.pieces() for delta in self._sort(piece)]
+
+    def _sort(self, delta: Delta) -> Iterable[Delta]:
+        match delta:
+            case Text(text):
+                return self._text(text)
+            case Arguments() | ReasoningDetails():
+                return (delta,)
+        settled = self._settle("start" if isinstance(delta, ToolCall) else "answer")
+        if isinstance(delta, Reasoning):
+            self._implicit = self._bare_closing = False
+        return (*settled, delta)
 
     def _settle(self, state: State) -> Iterable[Delta]:
         held, self._held = self._held, ""

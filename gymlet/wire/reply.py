@@ -131,27 +131,34 @@ class Reply:
     def _read(self, events: list[SseEvent]) -> StreamError | None:
         deltas: list[Delta] = []
         failure = None
-        for name, data in events:
-            delta = None if name else self._shape.match(data)
-            if delta is not None:
-                deltas.append(delta)
-                continue
-            if data == b"[DONE]":
-                self._done = True
-                continue
-            payload, failure = _parse(name, data)
-            if failure is not None:
-                break
-            try:
-                found = self._reader.feed(payload)
-            except MISSHAPEN:
-                failure = StreamError(f"the provider sent a chunk that is no chat completion: {_start(data)}")
-            if failure is not None or self._reader.failure is not None:
-                break
+        at = 0
+        while at < len(events) and failure is None:
+            run, end = self._shape.run(events, at)
+            if run is not None:
+                deltas.append(run)
+            if end == at:
+                failure = self._read_event(*events[at], deltas)
+            at = max(end, at + 1)
+        self._writer.feed(self._splitter.feed(deltas))
+        return failure
+
+    def _read_event(self, name: str, data: bytes, deltas: list[Delta]) -> StreamError | None:
+        """Add what one event says, or return why it says nothing."""
+        if data == b"[DONE]":
+            self._done = True
+            return None
+        payload, failure = _parse(name, data)
+        if failure is not None:
+            return failure
+        try:
+            found = self._reader.feed(payload)
+        except MISSHAPEN:
+            found, failure = [], StreamError(f"the provider sent a chunk that is no chat completion: {_start(data)}")
+        failure = self._reader.failure or failure
+        if failure is None:
             deltas += found
             self._shape.learn(data, found, steady=self._reader.steady)
-        self._writer.feed(self._splitter.feed(deltas))
-        return self._reader.failure or failure
+        return failure
 
 
 def _parse(name: str, data: bytes) -> tuple[Json, StreamError | None]:

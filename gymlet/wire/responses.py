@@ -17,7 +17,7 @@ Sources: OpenAI's Responses API as recorded, the Open Responses specification of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from gymlet.wire.deltas import (
     Reasoning,
     ReasoningDetails,
     Refusal,
+    Run,
     Text,
     ToolCall,
     Usage,
@@ -102,10 +103,13 @@ class Events:
         self.pieces.append(frame(kind, orjson.dumps({"type": kind, "sequence_number": self.number, **fields})))
         self.number += 1
 
-    def emit_delta(self, prefix: bytes, text: str, suffix: bytes) -> None:
-        """Add one delta event whose constant parts were made before."""
-        self.pieces.append(b"%b%d%b%b}\n\n" % (prefix, self.number, suffix, orjson.dumps(text)))
-        self.number += 1
+    def emit_deltas(self, prefix: bytes, texts: Sequence[str], suffix: bytes) -> None:
+        """Add a delta event for each text; the constant parts were made before."""
+        self.pieces += [
+            b"%b%d%b%b}\n\n" % (prefix, number, suffix, orjson.dumps(text))
+            for number, text in enumerate(texts, self.number)
+        ]
+        self.number += len(texts)
 
     def take(self) -> bytes:
         """The bytes since the last call."""
@@ -137,9 +141,9 @@ class _PartItem:
             self._close_part()
             self._open_part(form)
 
-    def feed(self, text: str) -> None:
-        self._pieces.append(text)
-        self._events.emit_delta(self._prefix, text, self._suffix)
+    def feed(self, *texts: str) -> None:
+        self._pieces += texts
+        self._events.emit_deltas(self._prefix, texts, self._suffix)
 
     @property
     def text(self) -> str:
@@ -187,9 +191,9 @@ class _CallItem:
         self._prefix, self._suffix = _delta_ends("response.function_call_arguments.delta", self._where)
         events.emit("response.output_item.added", {"output_index": index, "item": {**shell, "status": "in_progress"}})
 
-    def feed(self, text: str) -> None:
-        self._pieces.append(text)
-        self._events.emit_delta(self._prefix, text, self._suffix)
+    def feed(self, *texts: str) -> None:
+        self._pieces += texts
+        self._events.emit_deltas(self._prefix, texts, self._suffix)
 
     def whole(self) -> bool:
         """Whether the arguments are JSON as they stand; with none yet, they may still come."""
@@ -215,8 +219,8 @@ class _CallItem:
 class _CustomCallItem(_CallItem):
     """An open call of a custom tool: its input is one string of the arguments, known once they are whole."""
 
-    def feed(self, text: str) -> None:
-        self._pieces.append(text)
+    def feed(self, *texts: str) -> None:
+        self._pieces += texts
 
     def close(self, status: ItemStatus) -> Json:
         text = _custom_input("".join(self._pieces))
@@ -267,7 +271,7 @@ class ResponseWriter:
         self._output: list[Json] = []
         self._open: _PartItem | _CallItem | None = None
         self._open_kind: type[Delta] | None = None
-        self._feed_open: Callable[[str], None] = _nothing_open
+        self._feed_open: Callable[..., None] = _nothing_open
         self._blank: list[Text | Reasoning | Refusal] = []
         self._waiting: list[Delta] = []
         self._finish: Finish | None = None
@@ -288,16 +292,29 @@ class ResponseWriter:
     def feed(self, deltas: Iterable[Delta]) -> None:
         """Turn deltas into events; ``take`` has their bytes."""
         for delta in deltas:
-            if type(delta) is self._open_kind:
-                self._feed_open(delta.text)  # type: ignore[union-attr]
-            elif isinstance(delta, Finish | Usage) or self._is_own(delta):
-                self._apply(delta)
-                if self._waiting:
-                    self._release()
-            elif self._waiting or self._must_wait():
-                self._waiting.append(delta)
+            if isinstance(delta, Run):
+                self._feed_run(delta)
             else:
-                self._apply(delta)
+                self._feed(delta)
+
+    def _feed_run(self, run: Run) -> None:
+        if run.kind is not self._open_kind:
+            for delta in run.pieces():
+                self._feed(delta)
+        else:
+            self._feed_open(*run.texts)
+
+    def _feed(self, delta: Delta) -> None:
+        if type(delta) is self._open_kind:
+            self._feed_open(delta.text)  # type: ignore[union-attr]
+        elif isinstance(delta, Finish | Usage) or self._is_own(delta):
+            self._apply(delta)
+            if self._waiting:
+                self._release()
+        elif self._waiting or self._must_wait():
+            self._waiting.append(delta)
+        else:
+            self._apply(delta)
 
     def take(self) -> bytes:
         """The bytes of the events since the last call."""
@@ -447,7 +464,7 @@ class ResponseWriter:
         return {"id": self._new_id(prefix), "status": "in_progress", "call_id": call_id, **shape, said: ""}
 
 
-def _nothing_open(_text: str) -> None:
+def _nothing_open(*_texts: str) -> None:
     raise AssertionError("no item is open")
 
 

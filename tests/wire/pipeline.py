@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 
 import orjson
 
@@ -47,10 +48,10 @@ def end(reason="stop", usage=None):
 
 
 def make_reply(*, parse=True, request=None, reasoning_output="summary", seal=None, **splitting):
-    count = itertools.count()
+    counts = defaultdict(itertools.count)
 
     def new_id(prefix):
-        return f"{prefix}{next(count)}"
+        return f"{prefix}{next(counts[prefix])}"
 
     shell = envelope(request or {}, response_id="resp_0", created_at=1, model="m")
     tools = toolbox(request or {})
