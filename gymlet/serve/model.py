@@ -134,6 +134,7 @@ class ModelServer:
             reasoning_output=options.reasoning_output,
             tools=toolbox(request),
             seal=self._seal if ENCRYPTED in (request.get("include") or ()) else None,
+            stream=stream,
         )
         return Exchange(body, Reply(self._reader(), self._splitter(body, Plain()), writer))
 

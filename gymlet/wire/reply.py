@@ -157,7 +157,8 @@ class Reply:
         failure = self._reader.failure or failure
         if failure is None:
             deltas += found
-            self._shape.learn(data, found, steady=self._reader.steady)
+            if not self._whole:
+                self._shape.learn(data, found, steady=self._reader.steady)
         return failure
 
 

@@ -118,6 +118,16 @@ class Events:
         return taken
 
 
+class Silence(Events):
+    """For a reply that is given out whole: nobody reads its events."""
+
+    def emit(self, kind: str, fields: Json) -> None:
+        """Nothing."""
+
+    def emit_deltas(self, prefix: bytes, texts: Sequence[str], suffix: bytes) -> None:
+        """Nothing."""
+
+
 def _delta_ends(kind: str, fields: Json) -> tuple[bytes, bytes]:
     """A delta event around its sequence number and its text: the one comes first, the other last."""
     prefix = f'event: {kind}\ndata: {{"type":"{kind}","sequence_number":'.encode()
@@ -246,7 +256,8 @@ class ResponseWriter:
 
     ``envelope`` is the response object without output (see request.envelope); ``new_id(prefix)`` mints item ids;
     ``now()`` is the time in whole seconds; ``tools`` is what the calls look like; ``seal`` makes the
-    ``encrypted_content`` of reasoning items, where the client asked for it.
+    ``encrypted_content`` of reasoning items, where the client asked for it; without ``stream`` there are no events,
+    only the response.
     """
 
     def __init__(
@@ -258,6 +269,7 @@ class ResponseWriter:
         reasoning_output: ReasoningOutput = "summary",
         tools: Toolbox | None = None,
         seal: Seal | None = None,
+        stream: bool = True,
     ) -> None:
         self._envelope = envelope
         self._tools = tools or Toolbox()
@@ -267,7 +279,7 @@ class ResponseWriter:
         self._new_id = new_id
         self._now = now
         self._reasoning_form = REASONING_FORMS[reasoning_output]
-        self._events = Events()
+        self._events = Events() if stream else Silence()
         self._output: list[Json] = []
         self._open: _PartItem | _CallItem | None = None
         self._open_kind: type[Delta] | None = None
