@@ -27,7 +27,6 @@ from pathlib import Path
 import orjson
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = "burst-256"
 MODEL_CONFIG = "responses_api_models/inference_provider/configs/inference_provider.yaml"
 FIRST_BYTE_REQUESTS = 60
 
@@ -64,7 +63,8 @@ async def main() -> int:
     print(f"each figure: {given.rounds} rounds of {given.requests} replies of 256 chunks, in one burst; gymlet / peer")
     worst = 0.0
     async with AsyncExitStack() as stack:
-        peer, gymlet = await _start_all(stack)
+        provider_url = await _start_provider(stack)
+        peer, gymlet = await _start_peer(stack, provider_url), await _start_gymlet(stack, provider_url, "burst-256")
         for stream in (True, False):
             for concurrency in (1, 8):
                 ratios, costs = await _rounds(given, peer, gymlet, stream=stream, concurrency=concurrency)
@@ -76,6 +76,9 @@ async def main() -> int:
                 )
         above_ms = await _first_byte(peer, gymlet)
         print(f"time to the first byte, one client, above the peer's: {above_ms:.2f} ms at the median")
+        short, long = [await _start_gymlet(stack, provider_url, f"burst-{chunks}") for chunks in (1_000, 20_000)]
+        growth = await _growth(given.rounds, short, long)
+        print(f"CPU of a streamed reply of 20,000 chunks over 20 times that of 1,000: {_spread(growth)}")
     if given.assert_max_ratio and worst > given.assert_max_ratio:
         print(f"the median ratio of streamed replies, {worst:.2f}, is above {given.assert_max_ratio}")
         return 1
@@ -90,28 +93,36 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _start_all(stack: AsyncExitStack) -> tuple[Server, Server]:
-    provider, peer, gym = _free_port(), _free_port(), _free_port()
-    url = f"http://127.0.0.1:{provider}/v1"
-    python = sys.executable
-    await stack.enter_async_context(_process(provider, python, "scripts/scripted_provider.py", "--port", str(provider)))
-    peer_pid = await stack.enter_async_context(_process(peer, python, "scripts/bench_peer.py", url, str(peer)))
-    gym_pid = await stack.enter_async_context(
+async def _start_provider(stack: AsyncExitStack) -> str:
+    port = _free_port()
+    script = "scripts/scripted_provider.py"
+    await stack.enter_async_context(_process(port, sys.executable, script, "--port", str(port)))
+    return f"http://127.0.0.1:{port}/v1"
+
+
+async def _start_peer(stack: AsyncExitStack, provider_url: str) -> Server:
+    port = _free_port()
+    pid = await stack.enter_async_context(
+        _process(port, sys.executable, "scripts/bench_peer.py", provider_url, str(port))
+    )
+    chat: dict[str, object] = {"model": "burst-256", "messages": [{"role": "user", "content": "hi"}]}
+    return Server("peer", pid, port, "/v1/chat/completions", chat)
+
+
+async def _start_gymlet(stack: AsyncExitStack, provider_url: str, model: str) -> Server:
+    port = _free_port()
+    pid = await stack.enter_async_context(
         _process(
-            gym,
-            str(Path(python).with_name("ng_run")),
+            port,
+            str(Path(sys.executable).with_name("ng_run")),
             f"+config_paths=[{MODEL_CONFIG}]",
-            f"++policy_base_url={url}",
+            f"++policy_base_url={provider_url}",
             "++policy_api_key=none",
-            f"++policy_model_name={MODEL}",
-            f"++head_server.port={gym}",
+            f"++policy_model_name={model}",
+            f"++head_server.port={port}",
         )
     )
-    chat: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
-    return (
-        Server("peer", peer_pid, peer, "/v1/chat/completions", chat),
-        Server("gymlet", gym_pid, gym, "/v1/responses", {"input": "hi"}),
-    )
+    return Server("gymlet", pid, port, "/v1/responses", {"input": "hi"})
 
 
 @asynccontextmanager
@@ -189,6 +200,15 @@ async def _first_byte(peer: Server, gymlet: Server) -> float:
         for server in (peer, gymlet):
             times[server.name].append(await _ask(server, server.request(stream=True)))
     return 1000 * (statistics.median(times[gymlet.name]) - statistics.median(times[peer.name]))
+
+
+async def _growth(rounds: int, short: Server, long: Server) -> list[float]:
+    """The cost of a chunk in a stream of 20,000 over that in one of 1,000."""
+    await _cpu_per_reply(short, 20, True, 1), await _cpu_per_reply(long, 1, True, 1)  # warm up
+    costs = [
+        [await _cpu_per_reply(server, n, True, 1) for server, n in ((short, 60), (long, 3))] for _ in range(rounds)
+    ]
+    return [cost_long / (20 * cost_short) for cost_short, cost_long in costs]
 
 
 def _spread(values: list[float]) -> str:

@@ -81,7 +81,10 @@ BUILT_IN: dict[str, Script] = {
     **{f"boxed-{letter}": Script(reasoning=("Hm.",), content=(rf"\boxed{{{letter}}}",)) for letter in "ABCDEFGHIJ"},
     "boxed-random": Script(reasoning=("Hm.",), content=(r"\boxed{", RANDOM_LETTER, "}")),
     "slow": Script(content=tuple("slowly, one by one"), delay_s=0.1),
-    "burst-256": Script(content=tuple(f"word{number:03d} " for number in range(256)), burst=True),
+    **{
+        f"burst-{count}": Script(content=tuple(f"word{number:05d} " for number in range(count)), burst=True)
+        for count in (256, 1_000, 20_000)
+    },
     "error-429": Script(
         status=429, headers={"Retry-After": "7"}, error={"error": {"message": "slow down", "code": "rate_limit"}}
     ),

@@ -23,6 +23,7 @@ INSTANCE_TYPES: tuple[InstanceType, ...] = ("responses_api_models", "resources_s
 
 Url = Annotated[str, "url"]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
@@ -69,9 +70,10 @@ class ServerRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions(Profile):
-    """What every model server understands: its dialect (see wire.profile), and how much it takes at once."""
+    """What every model server understands: its dialect (see wire.profile), and how much it takes and keeps."""
 
     num_concurrent_requests: PositiveInt = 1000
+    max_stored_responses: NonNegativeInt = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

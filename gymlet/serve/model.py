@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from aiohttp import web
 from gymlet.config.schema import ModelOptions
 from gymlet.serve import streaming
 from gymlet.serve.failures import json_response
+from gymlet.serve.store import ResponseStore
 from gymlet.serve.upstream import Provider, Upstream
 from gymlet.wire.chat import ChatReader
 from gymlet.wire.chat_request import pass_chat
@@ -21,8 +23,8 @@ from gymlet.wire.effort import thinking_is_off
 from gymlet.wire.fields import parse_object
 from gymlet.wire.reasoning import Plain, Splitter, Tagged, Verbatim
 from gymlet.wire.reply import Reply
-from gymlet.wire.request import envelope, to_chat
-from gymlet.wire.responses import ResponseWriter
+from gymlet.wire.request import check_request, envelope, to_chat
+from gymlet.wire.responses import ResponseWriter, View
 from gymlet.wire.seal import Seal
 from gymlet.wire.tools import toolbox
 
@@ -62,6 +64,7 @@ class ModelServer:
         self.name = name
         self.options = options
         self._seal = Seal(f"{self.origin}/{options.model}")
+        self._store = ResponseStore(options.max_stored_responses)
         self._upstream: Upstream | None = None
 
     @property
@@ -90,13 +93,15 @@ class ModelServer:
         """The endpoints below this server's name."""
         return [
             web.post("/v1/responses", self._responses),
+            web.get("/v1/responses/{response_id}", self._stored_response),
+            web.delete("/v1/responses/{response_id}", self._delete_response),
             web.post("/v1/chat/completions", self._completions),
             web.get("/v1/models", self._models),
         ]
 
     async def respond(self, request: Json) -> Json:
         """A Responses request from inside this process. Raises RequestError or ProviderError."""
-        body, reply = self._through_responses(request, False)
+        body, reply = self._through_responses({**request, "store": False}, False)
         async with self._provider.call(body) as answer:
             return await streaming.collect(answer, reply)
 
@@ -110,6 +115,14 @@ class ModelServer:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, self._through_completions)
+
+    async def _stored_response(self, request: web.Request) -> web.Response:
+        return json_response(self._store.get(request.match_info["response_id"]))
+
+    async def _delete_response(self, request: web.Request) -> web.Response:
+        response_id = request.match_info["response_id"]
+        self._store.delete(response_id)
+        return json_response({"id": response_id, "object": "response", "deleted": True})
 
     async def _models(self, _request: web.Request) -> web.Response:
         model = {"id": self.options.model, "object": "model", "created": 0, "owned_by": self.name}
@@ -126,16 +139,20 @@ class ModelServer:
 
     def _through_responses(self, request: Json, stream: bool) -> Exchange:
         options = self.options
-        body = to_chat(request, options, self._seal, stream=stream)
-        writer = ResponseWriter(
-            envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=options.model),
-            new_id=new_id,
-            now=now_s,
-            reasoning_output=options.reasoning_output,
-            tools=toolbox(request),
-            seal=self._seal if ENCRYPTED in (request.get("include") or ()) else None,
+        check_request(request)
+        recalled = self._store.recall(request)
+        body = to_chat(recalled.request, options, self._seal, stream=stream, earlier=recalled.earlier)
+        view = View(
             stream=stream,
+            reasoning_output=options.reasoning_output,
+            tools=toolbox(recalled.request),
+            seal=self._seal,
+            encrypted=ENCRYPTED in (request.get("include") or ()),
         )
+        store = self._store.takes(request)
+        shell = envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=options.model, store=store)
+        keep = partial(self._store.keep, recalled) if store else None
+        writer = ResponseWriter(shell, view, new_id=new_id, now=now_s, keep=keep)
         return Exchange(body, Reply(self._reader(), self._splitter(body, Plain()), writer))
 
     def _through_completions(self, request: Json, stream: bool) -> Exchange:

@@ -27,6 +27,7 @@ from gymlet.wire.deltas import (
     Usage,
 )
 from gymlet.wire.errors import StreamError
+from gymlet.wire.logprobs import read_logprobs
 from gymlet.wire.provider_errors import error_message
 from gymlet.wire.reasoning import TAGS
 from gymlet.wire.sse import SseEvent
@@ -79,7 +80,10 @@ class ChatReader:
         if choice.get("finish_reason") or choice.get("usage"):
             self._read_end(choice)
         delta = choice.get("delta") or choice.get("message")
-        return self._read(delta) if delta else []
+        if not delta:
+            return []
+        deltas = self._read(delta)
+        return _with_logprobs(deltas, choice["logprobs"]) if choice.get("logprobs") else deltas
 
     def close(self, *, done: bool, whole: bool = False) -> list[Delta]:
         """Finish and usage, at the end: ``done`` if a stream ended with ``[DONE]``, ``whole`` if it was no stream.
@@ -223,6 +227,8 @@ class TextShape:
         delta = deltas[0]
         if not isinstance(delta, Text | Reasoning) or (isinstance(delta, Reasoning) and not steady):
             return
+        if isinstance(delta, Text) and delta.logprobs:
+            return
         before, _, after = data.partition(orjson.dumps(delta.text))
         if not after or orjson.dumps(delta.text) in after:
             return
@@ -262,6 +268,12 @@ def _parse_list(raw: bytes) -> list[str]:
 
 def _first_choice(choices: list[Json]) -> Json:
     return next((choice for choice in choices if not choice.get("index")), {})
+
+
+def _with_logprobs(deltas: list[Delta], logprobs: Json) -> list[Delta]:
+    """The log probabilities at the text that they belong to; a chunk has one."""
+    tokens = read_logprobs(logprobs)
+    return [Text(delta.text, tokens) if isinstance(delta, Text) else delta for delta in deltas]
 
 
 def _code(error: object) -> str | None:

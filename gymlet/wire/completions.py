@@ -44,6 +44,7 @@ class CompletionWriter:
         self._arguments: dict[int, list[str]] = {}
         self._positions: dict[int, int] = {}
         self._details: list[Json] = []
+        self._logprobs: list[Json] = []
         self._finish: Finish | None = None
         self._usage: Usage | None = None
         self.response: Json = {}
@@ -77,7 +78,8 @@ class CompletionWriter:
         if usage and self._include_usage:
             last = {**self._envelope, "object": "chat.completion.chunk", "choices": [], "usage": usage}
             self._pieces.append(b"data: " + orjson.dumps(last) + b"\n\n")
-        choice = {"index": 0, "message": self._message(), "logprobs": None, "finish_reason": finish}
+        logprobs = {"content": self._logprobs} if self._logprobs else None
+        choice = {"index": 0, "message": self._message(), "logprobs": logprobs, "finish_reason": finish}
         whole = {**self._envelope, "object": "chat.completion", "choices": [choice]}
         self.response = {**whole, "usage": usage} if usage else whole
         return self.take() + DONE
@@ -90,8 +92,10 @@ class CompletionWriter:
 
     def _apply(self, delta: Delta) -> None:
         match delta:
-            case Text(text):
-                self._text("content", text)
+            case Text(text, logprobs):
+                self._texts["content"].append(text)
+                self._logprobs += logprobs
+                self._chunk({"content": text}, logprobs=logprobs)
             case Reasoning(text):
                 self._text("reasoning_content", text)
             case Refusal(text):
@@ -117,9 +121,10 @@ class CompletionWriter:
         self._texts[key].append(text)
         self._chunk({key: text})
 
-    def _chunk(self, delta: Json, finish: str | None = None) -> None:
+    def _chunk(self, delta: Json, finish: str | None = None, logprobs: tuple[Json, ...] = ()) -> None:
+        scores = b',"logprobs":' + orjson.dumps({"content": logprobs}) if logprobs else b""
         tail = b',"finish_reason":' + orjson.dumps(finish) + b"}]}\n\n"
-        self._pieces += (self._prefix, orjson.dumps(delta), tail)
+        self._pieces += (self._prefix, orjson.dumps(delta), scores, tail)
 
     def _finish_reason(self) -> str:
         reason = self._finish.reason if self._finish else "stop"

@@ -18,9 +18,10 @@ FinishReason = Literal["stop", "length", "content_filter"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of the answer; never empty."""
+    """A piece of the answer; never empty. ``logprobs``: its tokens', as chat completions have them, where asked for."""
 
     text: str
+    logprobs: tuple[Json, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

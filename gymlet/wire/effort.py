@@ -55,6 +55,8 @@ def adapt(body: Json, profile: Profile) -> Json:
     for key in ("max_tokens", "max_completion_tokens"):
         if key != profile.max_tokens_key and key in body:
             body[profile.max_tokens_key] = body.pop(key)
+    if body.get("logprobs") and profile.logprobs == "count":
+        body["logprobs"] = body.pop("top_logprobs", None) or 1
     if body.get("stream") and not profile.include_usage:
         body.pop("stream_options", None)
     return {key: value for key, value in body.items() if key not in profile.drop_params}

@@ -19,11 +19,14 @@ from gymlet.wire.seal import Seal, Thought
 from gymlet.wire.tools import custom_arguments, flat_name
 
 
-def messages_of(items: list[Json], profile: Profile, seal: Seal) -> list[Json]:
-    """The messages that these items are. Raises RequestError, naming the item."""
+def messages_of(items: list[Json], profile: Profile, seal: Seal, earlier: int = 0) -> list[Json]:
+    """The messages that these items are. Raises RequestError, naming the item as the client sent it.
+
+    The first ``earlier`` ones were sent with an earlier request.
+    """
     history = _History(profile, seal)
-    for position, item in enumerate(items):
-        history.read(item, f"input[{position}]")
+    for position, item in enumerate(items, -earlier):
+        history.read(item, f"input[{position}]" if position >= 0 else "previous_response_id")
     return history.close()
 
 
@@ -117,8 +120,8 @@ class _History:
 
     def read_reference(self, item: Json, path: str) -> None:
         raise RequestError(
-            f"'{path}' refers to the item '{item.get('id')}', but items are not stored here; send the item itself "
-            "(the AI SDK does with store: false)",
+            f"'{path}' refers to the item '{item.get('id')}', which is not stored here (any more); send the item "
+            "itself (the AI SDK does with store: false)",
             param=path,
             code="item_not_found",
         )

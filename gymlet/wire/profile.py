@@ -42,6 +42,7 @@ class Profile:
         ``reasoning_out``: how earlier reasoning goes back; unset, it is not sent (it goes back in think tags where no
         parser is used). ``reasoning_out_when``: on all turns, or only on those with tool calls.
         ``effort``: where the reasoning effort is put; ``effort_values``: what this provider calls an effort.
+        ``logprobs``: a flag beside ``top_logprobs``, as OpenAI's, or the number of them.
         ``forced_tool_choice_disables_thinking``: it refuses a forced tool while it thinks.
         ``max_tokens_key``, ``system_role``, ``tool_choice_map``, ``strict_schema``, ``include_usage``,
         ``drop_params``, ``call_id_length``: as they say. ``unsupported_tools``: refuse or drop hosted tools.
@@ -64,6 +65,7 @@ class Profile:
     system_role: Literal["developer", "system"] = "developer"
     tool_choice_map: dict[str, str] = field(default_factory=dict)
     strict_schema: bool = True
+    logprobs: Literal["flag", "count"] = "flag"
     include_usage: bool = True
     drop_params: tuple[str, ...] = ()
     call_id_length: int | None = None

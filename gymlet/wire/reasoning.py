@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
-from gymlet.wire.deltas import Arguments, Delta, Finish, Reasoning, ReasoningDetails, Run, Text, ToolCall
+from gymlet.wire.deltas import Arguments, Delta, Finish, Json, Reasoning, ReasoningDetails, Run, Text, ToolCall
 from gymlet.wire.harmony import STARTS, Harmony
+from gymlet.wire.logprobs import tail
 from gymlet.wire.overlap import overlap
 
 TAGS = {
@@ -105,6 +106,7 @@ class Tagged:
         self._bare_closing = not implicit
         self._block: list[str] = []
         self._harmony: Harmony | None = None
+        self._logprobs: list[Json] = []
 
     def feed(self, deltas: Iterable[Delta]) -> Iterable[Delta]:
         """Sort deltas; text may wait until it is known not to be a tag."""
@@ -136,14 +138,25 @@ class Tagged:
 
     def _sort(self, delta: Delta) -> Iterable[Delta]:
         match delta:
-            case Text(text):
-                return self._text(text)
+            case Text(text, logprobs):
+                said = self._text(text)
+                return self._scored([*said], logprobs) if logprobs or self._logprobs else said
             case Arguments() | ReasoningDetails():
                 return (delta,)
         settled = self._settle("start" if isinstance(delta, ToolCall) else "answer")
         if isinstance(delta, Reasoning):
             self._implicit = self._bare_closing = False
         return (*settled, delta)
+
+    def _scored(self, said: list[Delta], logprobs: tuple[Json, ...]) -> list[Delta]:
+        """The log probabilities go with the answer: to the last piece of it, as many as spell it."""
+        self._logprobs += logprobs
+        if said:
+            last = said[-1]
+            if isinstance(last, Text):
+                said[-1] = Text(last.text, tail(self._logprobs, len(last.text)))
+            self._logprobs = []
+        return said
 
     def _settle(self, state: State) -> Iterable[Delta]:
         held, self._held = self._held, ""
@@ -153,7 +166,7 @@ class Tagged:
         if was == "reasoning":
             self._block.append(held)
             return (Reasoning(held),)
-        return (Text(held),)
+        return self._scored([Text(held)], ())
 
     def _text(self, text: str) -> Iterable[Delta]:
         if self._harmony is not None:

@@ -9,6 +9,7 @@ from gymlet.wire.effort import adapt
 from gymlet.wire.errors import RequestError
 from gymlet.wire.fields import NUMBER, check, check_fields, need, one_of
 from gymlet.wire.history import messages_of, plain
+from gymlet.wire.logprobs import ask_for_logprobs
 from gymlet.wire.profile import Profile
 from gymlet.wire.seal import Seal
 from gymlet.wire.tools import send_tools
@@ -21,6 +22,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "frequency_penalty": NUMBER,
     "max_output_tokens": (int,),
     "top_logprobs": (int,),
+    "input": (str, list),
     "tools": (list,),
     "tool_choice": (str, dict),
     "parallel_tool_calls": (bool,),
@@ -38,20 +40,31 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "prompt_cache_key": (str,),
     "service_tier": (str,),
 }
+UNSUPPORTED = {
+    "background": "; wait for the reply, or stream it",
+    "conversation": "; use 'previous_response_id', or send the items in 'input'",
+    "max_tool_calls": ": chat providers know no such limit",
+    "prompt": ": there are no stored prompts; send 'instructions' and 'input'",
+}
+"""Fields that would change the reply, so that leaving them out would be a lie."""
+
 PASSED = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "user")
 """Fields that mean the same in both protocols."""
 
 
-def to_chat(request: Json, profile: Profile, seal: Seal, *, stream: bool) -> Json:
-    """The body to send to the provider. Raises RequestError, naming the field, for what cannot be sent."""
-    check_request(request)
+def to_chat(request: Json, profile: Profile, seal: Seal, *, stream: bool, earlier: int = 0) -> Json:
+    """The body to send to the provider, for a checked request. Raises RequestError, naming what cannot be sent.
+
+    The first ``earlier`` items of its input were not sent by the client: they come from its ``previous_response_id``.
+    """
     body = {
         **profile.extra_body,
         **{name: request[name] for name in PASSED if request.get(name) is not None},
         **_reasoning_and_text(request, profile),
+        **ask_for_logprobs(request),
         **send_tools(request, profile),
         **_extra_body(request),
-        "messages": _messages(request, profile, seal),
+        "messages": _messages(request, profile, seal, earlier),
         "model": profile.model,
     }
     if request.get("max_output_tokens") is not None:
@@ -64,26 +77,26 @@ STREAMED: Json = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def check_request(request: Json) -> None:
-    """Types and the fields that cannot be honoured."""
+    """Types, and the fields that cannot be honoured. Raises RequestError, naming the field."""
     check_fields(request, FIELDS)
-    if request.get("input") is None:
+    if request.get("input") is None and not request.get("previous_response_id"):
         raise RequestError("'input' is required: a string or a list of items", param="input")
-    check(request["input"], (str, list), "input")
-    if request.get("previous_response_id") is not None:
-        raise RequestError(
-            f"'previous_response_id': there is no stored response '{request['previous_response_id']}'; "
-            "send the earlier items in 'input'",
-            param="previous_response_id",
-            code="previous_response_not_found",
-        )
-    if request.get("max_tool_calls") is not None:
-        raise RequestError("'max_tool_calls' cannot be sent to a chat provider", param="max_tool_calls")
-    if request.get("background"):
-        raise RequestError("'background' replies are not supported", param="background")
+    for name, instead in UNSUPPORTED.items():
+        if request.get(name):
+            raise RequestError(f"'{name}' is not supported{instead}", param=name)
 
 
-def envelope(request: Json, *, response_id: str, created_at: int, model: str) -> Json:
-    """The response object before anything was said: all keys, the request's parameters echoed."""
+def items_of(request: Json) -> list[Json]:
+    """The input of a checked request as items; a string is one message of the user."""
+    given: str | list[Json] = request.get("input") or []
+    return [{"role": "user", "content": [{"type": "input_text", "text": given}]}] if isinstance(given, str) else given
+
+
+def envelope(request: Json, *, response_id: str, created_at: int, model: str, store: bool = False) -> Json:
+    """The response object before anything was said: all keys, the request's parameters echoed.
+
+    ``store``: whether the response will be stored, whatever the client asked for.
+    """
     reasoning = request.get("reasoning") or {}
     text = request.get("text") or {}
     return {
@@ -100,12 +113,12 @@ def envelope(request: Json, *, response_id: str, created_at: int, model: str) ->
         "model": model,
         "output": [],
         "parallel_tool_calls": _or(request, "parallel_tool_calls", default=True),
-        "previous_response_id": None,
+        "previous_response_id": request.get("previous_response_id"),
         "prompt_cache_key": request.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "safety_identifier": request.get("safety_identifier"),
         "service_tier": _or(request, "service_tier", default="default"),
-        "store": False,
+        "store": store,
         "background": False,
         "temperature": _or(request, "temperature", default=1.0),
         "text": {**text, "format": _echo_format(text.get("format") or {"type": "text"})},
@@ -178,11 +191,8 @@ def _response_format(form: Json, profile: Profile) -> Json:
     return {"response_format": {"type": kind, "json_schema": schema}}
 
 
-def _messages(request: Json, profile: Profile, seal: Seal) -> list[Json]:
-    items = request["input"]
-    if isinstance(items, str):
-        items = [{"role": "user", "content": [{"type": "input_text", "text": items}]}]
-    messages = messages_of(items, profile, seal)
+def _messages(request: Json, profile: Profile, seal: Seal, earlier: int) -> list[Json]:
+    messages = messages_of(items_of(request), profile, seal, earlier)
     if request.get("instructions"):
         messages = _lead(request["instructions"], messages)
     for message in messages:

@@ -7,11 +7,12 @@ from collections import defaultdict
 
 import orjson
 
+from gymlet.wire import request as requests
 from gymlet.wire.chat import ChatReader
 from gymlet.wire.reasoning import Plain, Tagged
 from gymlet.wire.reply import Reply
 from gymlet.wire.request import envelope
-from gymlet.wire.responses import ResponseWriter
+from gymlet.wire.responses import ResponseWriter, View
 from gymlet.wire.tools import toolbox
 
 DONE = b"data: [DONE]\n\n"
@@ -47,7 +48,7 @@ def end(reason="stop", usage=None):
     return chunk({}, reason) + (chunk(usage=usage) if usage else b"") + DONE
 
 
-def make_reply(*, parse=True, request=None, reasoning_output="summary", seal=None, **splitting):
+def make_reply(*, parse=True, request=None, reasoning_output="summary", seal=None, keep=None, **splitting):
     counts = defaultdict(itertools.count)
 
     def new_id(prefix):
@@ -55,10 +56,15 @@ def make_reply(*, parse=True, request=None, reasoning_output="summary", seal=Non
 
     shell = envelope(request or {}, response_id="resp_0", created_at=1, model="m")
     tools = toolbox(request or {})
-    writer = ResponseWriter(
-        shell, new_id=new_id, now=lambda: 2, reasoning_output=reasoning_output, tools=tools, seal=seal
-    )
+    view = View(reasoning_output=reasoning_output, tools=tools, seal=seal, encrypted=keep is None)
+    writer = ResponseWriter(shell, view, new_id=new_id, now=lambda: 2, keep=keep)
     return Reply(ChatReader(new_id), Tagged(new_id, **splitting) if parse else Plain(), writer)
+
+
+def to_chat(request, profile, seal, *, stream):
+    """A request, checked and converted."""
+    requests.check_request(request)
+    return requests.to_chat(request, profile, seal, stream=stream)
 
 
 def stream(body, sizes=None, **options):

@@ -5,12 +5,13 @@ import contextlib
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from wire.pipeline import to_chat
 
 from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.errors import RequestError
 from gymlet.wire.history import strip_think
 from gymlet.wire.profile import Profile
-from gymlet.wire.request import envelope, to_chat
+from gymlet.wire.request import envelope
 from gymlet.wire.seal import Seal
 from gymlet.wire.tools import toolbox
 

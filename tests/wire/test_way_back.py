@@ -1,11 +1,10 @@
 """What a provider needs back on the next turn comes back, through a Responses client and its tools."""
 
 import pytest
-from wire.pipeline import call, calls, check_grammar, chunk, end, reasoning, shape, stream, text
+from wire.pipeline import call, calls, check_grammar, chunk, end, reasoning, shape, stream, text, to_chat
 
 from gymlet.wire.errors import RequestError
 from gymlet.wire.profile import Profile
-from gymlet.wire.request import to_chat
 from gymlet.wire.seal import Seal, Thought, merge_details
 
 pytestmark = pytest.mark.pure
