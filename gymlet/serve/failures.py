@@ -9,7 +9,7 @@ import orjson
 from aiohttp import web
 
 from gymlet.wire.deltas import Json
-from gymlet.wire.errors import GymletError, ProviderError
+from gymlet.wire.errors import GymletError, ProviderError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def json_response(payload: object, *, status: int = 200, headers: dict[str, str]
 async def failures(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error with JSON; what nobody expected is logged, and told without its details."""
     try:
+        _check_size(request)
         return await handler(request)
     except GymletError as error:
         return to_response(error)
@@ -58,6 +59,13 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
     except Exception:
         log.exception("unexpected error: %s %s", request.method, request.path)
         return json_response(error_body(GymletError("internal error; the server's log has the details")), status=500)
+
+
+def _check_size(request: web.Request) -> None:
+    """Refuse a body that says it is too large before any of it is read."""
+    size, most = request.content_length or 0, request.client_max_size
+    if size > most:
+        raise RequestError(f"the body has {size} bytes; the most is {most}", status=413, code="request_too_large")
 
 
 def _http_response(request: web.Request, error: web.HTTPException) -> web.Response:

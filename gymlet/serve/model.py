@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -23,10 +24,12 @@ from gymlet.wire.effort import thinking_is_off
 from gymlet.wire.fields import parse_object
 from gymlet.wire.reasoning import Plain, Splitter, Tagged, Verbatim
 from gymlet.wire.reply import Reply
-from gymlet.wire.request import check_request, envelope, to_chat
+from gymlet.wire.request import FIELDS, check_request, envelope, to_chat
 from gymlet.wire.responses import ResponseWriter, View
 from gymlet.wire.seal import Seal
 from gymlet.wire.tools import toolbox
+
+log = logging.getLogger(__name__)
 
 ENCRYPTED = "reasoning.encrypted_content"
 """What a client includes that wants to send reasoning back."""
@@ -140,6 +143,8 @@ class ModelServer:
     def _through_responses(self, request: Json, stream: bool) -> Exchange:
         options = self.options
         check_request(request)
+        if log.isEnabledFor(logging.DEBUG) and (unknown := request.keys() - FIELDS.keys()):
+            log.debug("fields of the request that mean nothing here: %s", ", ".join(sorted(unknown)))
         recalled = self._store.recall(request)
         body = to_chat(recalled.request, options, self._seal, stream=stream, earlier=recalled.earlier)
         view = View(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gymlet.wire.deltas import Json
 from gymlet.wire.effort import adapt
 from gymlet.wire.errors import RequestError
-from gymlet.wire.fields import NUMBER, check, check_fields, one_of
+from gymlet.wire.fields import NUMBER, check, check_fields, need, need_id, one_of
 from gymlet.wire.history import strip_think
 from gymlet.wire.profile import Profile
 from gymlet.wire.request import STREAMED
@@ -45,6 +45,8 @@ def pass_chat(request: Json, profile: Profile, *, stream: bool) -> Json:
         raise RequestError("'messages' is required: a list of messages", param="messages")
     if (request.get("n") or 1) != 1:
         raise RequestError("'n' must be 1: ask again for another reply", param="n")
+    for index, tool in enumerate(request.get("tools") or ()):
+        _check_function(tool, f"tools[{index}]")
     messages = [_message(message, f"messages[{index}]", profile) for index, message in enumerate(request["messages"])]
     known = {name: request[name] for name in FIELDS if request.get(name) is not None}
     body = {**profile.extra_body, **known, "messages": messages, "model": profile.model}
@@ -60,12 +62,26 @@ def _message(message: object, path: str, profile: Profile) -> Json:
     content = message.get("content")
     if content is not None:
         check(content, (str, list), f"{path}.content")
+    if message.get("tool_calls") is not None:
+        check(message["tool_calls"], (list,), f"{path}.tool_calls")
     if isinstance(content, list):
         for position, part in enumerate(content):
             check(part, (dict,), f"{path}.content[{position}]")
             one_of(part.get("type"), PARTS, f"{path}.content[{position}].type")
+    for position, call in enumerate(message.get("tool_calls") or ()):
+        _check_function(call, f"{path}.tool_calls[{position}]")
+        need_id(call, "id", f"{path}.tool_calls[{position}]")
+    if message["role"] == "tool":
+        need_id(message, "tool_call_id", path)
     if message["role"] == "developer":
         return {**message, "role": profile.system_role}
     if profile.uses_reasoning_parser and message["role"] == "assistant" and isinstance(content, str):
         return {**message, "content": strip_think(content)}
     return message
+
+
+def _check_function(holder: object, path: str) -> None:
+    check(holder, (dict,), path)
+    assert isinstance(holder, dict)  # noqa: S101  just checked
+    if holder.get("type", "function") == "function":
+        need_id(need(holder, "function", (dict,), path), "name", f"{path}.function")

@@ -12,6 +12,13 @@ from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
 
 NUMBER = (int, float)
+MAX_ID_CHARS = 512
+"""Ids and names come back in every event, and go to the provider each time."""
+
+MAX_DEPTH = 200
+_HEADROOM = 254 - MAX_DEPTH
+"""What is sent on lies deeper than what came in; 254 levels are the most that can be written."""
+
 _NAMES = {
     str: "a string",
     bool: "true or false",
@@ -23,14 +30,27 @@ _NAMES = {
 
 
 def parse_object(body: bytes) -> Json:
-    """The request body as a JSON object. Raises RequestError where it is none."""
+    """The request body as a JSON object. Raises RequestError where it is none, or nested beyond MAX_DEPTH."""
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RequestError(f"the body is not JSON: {error}") from None
     if not isinstance(payload, dict):
         raise RequestError(f"the body must be a JSON object, not {kind_of(payload)}")
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(payload):
+        param = next((str(name) for name, value in payload.items() if _is_deep(value)), None)
+        raise RequestError(f"'{param}' is nested deeper than {MAX_DEPTH} levels", param=param)
     return payload
+
+
+def _is_deep(value: object) -> bool:
+    for _ in range(_HEADROOM):
+        value = [value]
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return True
+    return False
 
 
 def kind_of(value: object) -> str:
@@ -61,6 +81,19 @@ def need(holder: Json, name: str, kinds: tuple[type, ...], path: str) -> Any:
         raise RequestError(f"'{path}' requires a non-empty {name}", param=f"{path}.{name}" if path else name)
     check(value, kinds, f"{path}.{name}" if path else name)
     return value
+
+
+def need_id(holder: Json, name: str, path: str) -> str:
+    """An id, or a name, that must be there."""
+    value: str = need(holder, name, (str,), path)
+    check_length(value, f"{path}.{name}" if path else name)
+    return value
+
+
+def check_length(value: str, path: str) -> None:
+    """Raise RequestError for an id of more than MAX_ID_CHARS characters."""
+    if len(value) > MAX_ID_CHARS:
+        raise RequestError(f"'{path}' has {len(value)} characters; the most is {MAX_ID_CHARS}", param=path)
 
 
 def one_of(value: object, choices: Iterable[str], path: str) -> None:

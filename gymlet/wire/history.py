@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
-from gymlet.wire.fields import check, check_fields, need, one_of
+from gymlet.wire.fields import check, check_fields, check_length, need, need_id, one_of
 from gymlet.wire.profile import Profile, ReasoningOut
 from gymlet.wire.reasoning import TAGS
 from gymlet.wire.seal import Seal, Thought
@@ -57,6 +57,9 @@ class _History:
         check(item, (dict,), path)
         kind = item.get("type") or ("message" if "role" in item else "")
         check(kind, (str,), f"{path}.type")
+        if item.get("id") is not None:
+            check(item["id"], (str,), f"{path}.id")
+            check_length(item["id"], f"{path}.id")
         read = _ITEMS.get(kind)
         if read is None:
             raise RequestError(f"'{path}': an item of type '{kind}' has no chat representation", param=f"{path}.type")
@@ -110,7 +113,7 @@ class _History:
 
     def read_output(self, item: Json, path: str) -> None:
         self._flush()
-        call_id, output = need(item, "call_id", (str,), path), item.get("output")
+        call_id, output = need_id(item, "call_id", path), item.get("output")
         check(output, (str, list), f"{path}.output")
         if isinstance(output, list):
             _refuse_files(output, path)
@@ -130,7 +133,7 @@ class _History:
         """It is no part of the history."""
 
     def _call(self, item: Json, path: str, arguments: str) -> None:
-        call_id, name = need(item, "call_id", (str,), path), need(item, "name", (str,), path)
+        call_id, name = need_id(item, "call_id", path), need_id(item, "name", path)
         if item.get("namespace"):
             name = flat_name(item["namespace"], name)
         self._calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})

@@ -7,7 +7,7 @@ import orjson
 from gymlet.wire.deltas import Json
 from gymlet.wire.effort import adapt
 from gymlet.wire.errors import RequestError
-from gymlet.wire.fields import NUMBER, check, check_fields, need, one_of
+from gymlet.wire.fields import NUMBER, check, check_fields, check_length, need, need_id, one_of
 from gymlet.wire.history import messages_of, plain
 from gymlet.wire.logprobs import ask_for_logprobs
 from gymlet.wire.profile import Profile
@@ -22,6 +22,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "frequency_penalty": NUMBER,
     "max_output_tokens": (int,),
     "top_logprobs": (int,),
+    "model": (str,),
     "input": (str, list),
     "tools": (list,),
     "tool_choice": (str, dict),
@@ -39,7 +40,12 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "safety_identifier": (str,),
     "prompt_cache_key": (str,),
     "service_tier": (str,),
+    "conversation": (str, dict),
+    "max_tool_calls": (int,),
+    "prompt": (dict,),
 }
+IDS = ("previous_response_id", "prompt_cache_key", "safety_identifier", "user")
+MAX_TOP_LOGPROBS = 20
 UNSUPPORTED = {
     "background": "; wait for the reply, or stream it",
     "conversation": "; use 'previous_response_id', or send the items in 'input'",
@@ -81,6 +87,11 @@ def check_request(request: Json) -> None:
     check_fields(request, FIELDS)
     if request.get("input") is None and not request.get("previous_response_id"):
         raise RequestError("'input' is required: a string or a list of items", param="input")
+    for name in IDS:
+        check_length(request.get(name) or "", name)
+    top = request.get("top_logprobs") or 0
+    if not 0 <= top <= MAX_TOP_LOGPROBS:
+        raise RequestError(f"'top_logprobs' must be from 0 to {MAX_TOP_LOGPROBS}, not {top}", param="top_logprobs")
     for name, instead in UNSUPPORTED.items():
         if request.get(name):
             raise RequestError(f"'{name}' is not supported{instead}", param=name)
@@ -184,7 +195,7 @@ def _response_format(form: Json, profile: Profile) -> Json:
         return {}
     if kind == "json_object":
         return {"response_format": {"type": kind}}
-    need(form, "name", (str,), "text.format")
+    need_id(form, "name", "text.format")
     need(form, "schema", (dict,), "text.format")
     keys = ("name", "description", "schema", "strict") if profile.strict_schema else ("name", "description", "schema")
     schema = {name: form[name] for name in keys if form.get(name) is not None}

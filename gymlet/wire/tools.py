@@ -13,7 +13,7 @@ import orjson
 
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
-from gymlet.wire.fields import check, need, one_of
+from gymlet.wire.fields import check, need, need_id, one_of
 from gymlet.wire.profile import Profile
 
 TOOL_CHOICES = ("auto", "none", "required")
@@ -96,7 +96,7 @@ def _functions(tool: Json, path: str, profile: Profile) -> Iterator[Json]:
 def _function(tool: Json, path: str) -> Iterator[Json]:
     keys = ("description", "parameters", "strict")
     yield {
-        "name": need(tool, "name", (str,), path),
+        "name": need_id(tool, "name", path),
         **{key: tool[key] for key in keys if tool.get(key) is not None},
     }
 
@@ -108,14 +108,14 @@ def _custom(tool: Json, path: str) -> Iterator[Json]:
     if grammar.get("definition"):
         words.append(f"It must follow this {grammar.get('syntax', '')} grammar:\n{grammar['definition']}")
     yield {
-        "name": need(tool, "name", (str,), path),
+        "name": need_id(tool, "name", path),
         "description": "\n\n".join(filter(None, words)),
         "parameters": {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]},
     }
 
 
 def _namespace(tool: Json, path: str) -> Iterator[Json]:
-    namespace = need(tool, "name", (str,), path)
+    namespace = need_id(tool, "name", path)
     for position, inner in enumerate(need(tool, "tools", (list,), path)):
         inner_path = f"{path}.tools[{position}]"
         check(inner, (dict,), inner_path)
@@ -148,7 +148,7 @@ def _choice(choice: str | Json) -> str | Json:
 
 def _called(reference: Json, path: str) -> str:
     """The flat name of the tool that is referred to."""
-    name: str = need(reference, "name", (str,), path)
+    name: str = need_id(reference, "name", path)
     return flat_name(reference["namespace"], name) if reference.get("namespace") else name
 
 

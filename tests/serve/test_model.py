@@ -67,6 +67,11 @@ async def test_extra_body_lies_under_the_request(provider, gymlet):
     assert (sent["temperature"], sent["top_k"], sent["seed"]) == (0.9, 3, 7)
 
 
+def nested(levels):
+    """An object in an object, and so on."""
+    return {"a": nested(levels - 1)} if levels else {}
+
+
 REFUSED = {
     "no JSON": (b"{", None, "not JSON"),
     "no object": (b"[]", None, "must be a JSON object"),
@@ -92,6 +97,19 @@ REFUSED = {
         "previous_response_id",
         "'previous_response_id'",
     ),
+    "a conversation": ({"input": "x", "conversation": "conv_1"}, "conversation", "use 'previous_response_id'"),
+    "a stored prompt": ({"input": "x", "prompt": {"id": "p"}}, "prompt", "no stored prompts"),
+    "a long id": ({"input": [{"role": "user", "content": "x", "id": "i" * 600}]}, "input[0].id", "600 characters"),
+    "a long call id": (
+        {"input": [{"type": "function_call_output", "call_id": "c" * 600, "output": "x"}]},
+        "input[0].call_id",
+        "the most is 512",
+    ),
+    "a long name": ({"input": "x", "tools": [{"type": "function", "name": "f" * 600}]}, "tools[0].name", "512"),
+    "deep nesting": ({"input": "x", "metadata": nested(230)}, "metadata", "deeper than 200 levels"),
+    "nesting without end": (b'{"input":' + b"[" * 100_000, None, "not JSON"),
+    "too many logprobs": ({"input": "x", "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
+    "a model that is no name": ({"input": "x", "model": 3}, "model", "must be a string"),
     "an extra_body that is no JSON": ({"input": "x", "metadata": {"extra_body": "{"}}, "metadata.extra_body", "not JSON"),
 }  # fmt: skip
 
@@ -102,6 +120,48 @@ async def test_a_wrong_request_is_named_and_not_sent(provider, gymlet, body, par
     status, answer = await server.post_json("/v1/responses", body)
     assert (status, answer["error"]["type"], answer["error"]["param"]) == (400, "invalid_request_error", param)
     assert words in answer["error"]["message"]
+    assert provider.requests == []
+
+
+REFUSED_CHATS = {
+    "no messages": ({}, "messages"),
+    "an unknown role": ({"messages": [{"role": "usr"}]}, "messages[0].role"),
+    "a tool that is none": ({"messages": [], "tools": [3]}, "tools[0]"),
+    "a tool without a name": ({"messages": [], "tools": [{"function": {}}]}, "tools[0].function.name"),
+    "a call without an id": (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
+        "messages[0].tool_calls[0].id",
+    ),
+    "an output of no call": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+    "two choices": ({"messages": [], "n": 2}, "n"),
+}
+
+
+@pytest.mark.parametrize(("body", "param"), REFUSED_CHATS.values(), ids=REFUSED_CHATS)
+async def test_a_wrong_chat_request_is_named_and_not_sent(provider, gymlet, body, param):
+    server = await gymlet(provider.url)
+    status, answer = await server.post_json("/v1/chat/completions", body)
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert provider.requests == []
+
+
+async def test_the_deepest_that_is_taken_is_echoed(provider, gymlet):
+    server = await gymlet(provider.url)
+    tool = {"type": "function", "name": "f", "parameters": nested(190)}
+    status, answer = await server.post_json("/v1/responses", {"input": "x", "tools": [tool]})
+    assert (status, answer["tools"][0]["parameters"]) == (200, nested(190))
+    assert (await server.post("/v1/responses", {"input": "x", "tools": [tool], "stream": True}))[0] == 200
+
+
+async def test_a_body_that_is_too_large_is_refused_unread(provider, gymlet):
+    server = await gymlet(provider.url)
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nContent-Length: 67108865\r\n\r\n{")
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    assert head.startswith(b"HTTP/1.1 413")
+    assert b'"request_too_large"' in await reader.readuntil(b"}}")
+    writer.close()
     assert provider.requests == []
 
 
