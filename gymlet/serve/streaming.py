@@ -12,6 +12,7 @@ from aiohttp import web
 from gymlet.serve.upstream import Answer
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import ProviderError, StreamError
+from gymlet.wire.provider_errors import MAX_PAGE_CHARS, error_message
 from gymlet.wire.reply import Reply
 
 KEEP_ALIVE_S = 15.0
@@ -78,5 +79,5 @@ async def _whole(answer: Answer, reply: Reply) -> bytes:
         return reply.feed_body(body)
     if start in (b"d", b":", b"e"):
         return reply.feed(body) + reply.close()
-    words = " ".join(body[:200].decode("utf-8", "replace").split())
+    words = error_message(body[:MAX_PAGE_CHARS].decode("utf-8", "replace"))[:200]
     return reply.fail(ProviderError(f"the provider sent {answer.content_type} instead of a reply: {words!r}"))

@@ -48,6 +48,7 @@ class _History:
         self._seal = seal
         self._messages: list[Json] = []
         self._turn: list[tuple[Json, list[Thought]]] = []
+        self._turn_start = 0
         self._thoughts: list[Thought] = []
         self._message: Json | None = None
         self._calls: list[Json] = []
@@ -157,9 +158,11 @@ class _History:
         if called or self._profile.reasoning_out_when == "always":
             for message, thoughts in self._turn:
                 WAY_BACK[self._profile.way_back](message, thoughts)
-        empty = [message for message, thoughts in self._turn if thoughts and message == _NOTHING]
-        self._messages = [message for message in self._messages if not any(message is each for each in empty)]
-        self._turn = []
+        empty = {id(message) for message, thoughts in self._turn if thoughts and message == _NOTHING}
+        self._messages[self._turn_start :] = [
+            message for message in self._messages[self._turn_start :] if id(message) not in empty
+        ]
+        self._turn, self._turn_start = [], len(self._messages)
 
 
 _NOTHING: Json = {"role": "assistant", "content": None}

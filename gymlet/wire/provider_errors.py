@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from html import unescape
 
 import orjson
 
@@ -23,6 +25,10 @@ CONTEXT_OVERFLOW = (
     "too many tokens",
 )
 """How providers say that the prompt is too long; clients look for the code ``context_length_exceeded``."""
+
+MAX_PAGE_CHARS = 10_000
+_PAGE = re.compile(r"\s*<(!doctype|html|head|body|!--|\?xml)", re.IGNORECASE)
+_MARKUP = re.compile(r"<(script|style)\b.*?(</\1\s*>|\Z)|<!--.*?(-->|\Z)|<[^>]*(>|\Z)", re.IGNORECASE | re.DOTALL)
 
 _TYPES = {
     401: "authentication_error",
@@ -57,10 +63,17 @@ def read_error(
 def error_message(payload: object) -> str:
     """The most telling words in an error of any shape; "" if there are none."""
     for candidate in _candidates(payload):
-        text = " ".join(str(candidate).split())
+        text = " ".join(plain_text(str(candidate)).split())
         if text:
             return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
     return ""
+
+
+def plain_text(text: str) -> str:
+    """The words of a page, where the text is one; other text as it is."""
+    if not _PAGE.match(text):
+        return text
+    return unescape(_MARKUP.sub(" ", text[:MAX_PAGE_CHARS]))
 
 
 def _candidates(payload: object) -> Iterator[object]:
