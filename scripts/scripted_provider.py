@@ -46,7 +46,8 @@ class Script:
     ``reasoning_as``: the field, or the tags, that reasoning comes in (``implicit``: only the closing tag).
     ``after_tools``: what is said once the messages hold a tool's output. ``cut_bytes``: the stream is written in pieces
     of so many bytes; 0 writes a chunk at a time, ``burst`` all at once. ``fail_after``: the connection is dropped after
-    so many chunks. ``fail_first``: so many requests get ``status`` before it works; 0 with a bad status: all do.
+    so many chunks, or half-way through a whole reply. ``fail_first``: so many requests get ``status`` before it works;
+    0 with a bad status: all do.
     """
 
     reasoning: tuple[str, ...] = ()
@@ -183,6 +184,8 @@ def make_app(scripts: dict[str, Script] = BUILT_IN) -> web.Application:
         if body.get("stream"):
             return await _stream(request, script, body)
         await asyncio.sleep(script.first_delay_s + script.delay_s * len(render_stream(script, body)))
+        if script.fail_after is not None:
+            return await _drop_half_way(request, render_body(script, body))
         return web.Response(body=render_body(script, body), content_type="application/json")
 
     async def models(_request: web.Request) -> web.Response:
@@ -213,6 +216,15 @@ async def _stream(request: web.Request, script: Script, body: Json) -> web.Strea
         request.transport.abort()
     else:
         await response.write_eof()
+    return response
+
+
+async def _drop_half_way(request: web.Request, body: bytes) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(body))})
+    await response.prepare(request)
+    await response.write(body[: len(body) // 2])
+    if request.transport is not None:
+        request.transport.abort()
     return response
 
 
