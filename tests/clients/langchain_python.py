@@ -1,5 +1,9 @@
 """LangChain's ChatOpenAI, through the Responses API."""
 
+import asyncio
+import json
+import sys
+
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -78,3 +82,7 @@ async def _error(ask, model):
         return f"no error: {await ask(model, 'hi')}"
     except APIError as error:
         return error.message
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(run(**json.loads(sys.argv[1])))))

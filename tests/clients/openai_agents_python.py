@@ -1,6 +1,8 @@
 """OpenAI's Agents SDK: its runner turns the tool's round trip by itself."""
 
+import asyncio
 import json
+import sys
 from contextlib import AsyncExitStack
 
 from agents import (
@@ -74,3 +76,7 @@ async def _error(asking):
         return f"no error: {(await asking).final_output}"
     except APIError as error:
         return error.message
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(run(**json.loads(sys.argv[1])))))

@@ -1,5 +1,9 @@
 """Pydantic AI: its agent turns the tool's round trip, and validates what is structured."""
 
+import asyncio
+import json
+import sys
+
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelAPIError, NativeOutput
 from pydantic_ai.messages import ThinkingPart, ToolCallPart
@@ -55,3 +59,7 @@ async def _error(asking):
         return f"no error: {(await asking).output}"
     except ModelAPIError as error:
         return str(error)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(run(**json.loads(sys.argv[1])))))
