@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CONFIG ?= resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format cover bench clients corpus providers clean
+.PHONY: help install demo run test check format cover bench clients corpus golden providers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ clients: $(VENV)/.clients tests/clients/node_modules  ## run the tests with Open
 corpus: $(VENV)/.dev  ## run the recorded replies in CORPUS=<folder> through the real server
 	@test -n "$(CORPUS)" || { echo "name the folder: make corpus CORPUS=<folder> (docs/corpus.md)"; exit 2; }
 	@$(BIN)/python scripts/corpus.py $(CORPUS)
+
+golden: $(VENV)/.dev  ## write the events of tests/golden anew, to read the diff
+	@GYMLET_REWRITE_GOLDEN=1 $(BIN)/python -m pytest tests/wire/test_golden.py -k becomes
 
 providers: $(VENV)/.dev  ## write the table of docs/providers.md from the configs
 	@$(BIN)/python scripts/providers_page.py

@@ -6,6 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire.pipeline import DONE, check_grammar, end, make_reply, parse_events, stream, text
 
+from gymlet.wire.deltas import Text
+from gymlet.wire.harmony import STARTS
+from gymlet.wire.reasoning import TAGS, Tagged
+
 pytestmark = pytest.mark.pure
 
 KEYS = ["choices", "delta", "message", "content", "reasoning_content", "reasoning", "tool_calls", "function", "name", "arguments", "id",
@@ -57,3 +61,12 @@ def test_a_provider_may_repeat_itself_within_a_chunk():
     )
     _, response = stream(body + text("!") + end())
     assert response["output"][0]["content"][0]["text"] == "mamb\nAc!"
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(alphabet="<>/|think ◁▷ab", max_size=12), max_size=30), st.booleans(), st.booleans())
+def test_a_splitter_holds_no_more_than_a_tag(texts, implicit, interleaved):
+    splitter = Tagged(str, implicit=implicit, interleaved=interleaved)
+    for piece in texts:
+        splitter.feed([Text(piece)] if piece else [])
+        assert len(splitter._held) < max(map(len, (*TAGS, *TAGS.values(), *STARTS)))
