@@ -79,6 +79,12 @@ BUILT_IN: dict[str, Script] = {
         after_tools=("It is ", "cold."),
         finish_reason="tool_calls",
     ),
+    "reasoning-tool-call": Script(
+        reasoning=("I must ", "look."),
+        calls=(Call("get_weather", ('{"city"', ':"Paris"}')),),
+        after_tools=("It is ", "cold."),
+        finish_reason="tool_calls",
+    ),
     **{f"boxed-{letter}": Script(reasoning=("Hm.",), content=(rf"\boxed{{{letter}}}",)) for letter in "ABCDEFGHIJ"},
     "boxed-random": Script(reasoning=("Hm.",), content=(r"\boxed{", RANDOM_LETTER, "}")),
     "slow": Script(content=tuple("slowly, one by one"), delay_s=0.1),

@@ -11,18 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.scripted_provider import BUILT_IN, Call, Script, make_app
+from scripts.scripted_provider import BUILT_IN, Script, make_app
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = {
     "plain": BUILT_IN["plain"],
     "reasoning": BUILT_IN["reasoning"],
-    "tools": Script(
-        reasoning=("The weather: ", "a tool."),
-        calls=(Call("get_weather", ('{"city"', ':"Paris"}')),),
-        after_tools=("It is ", "cold."),
-        finish_reason="tool_calls",
-    ),
+    "tools": BUILT_IN["reasoning-tool-call"],
     "structured": Script(content=('{"city":', '"Paris",', '"degrees":', "7}")),
     "refused": BUILT_IN["error-429"],
     "broken": BUILT_IN["cut-stream"],

@@ -1,13 +1,17 @@
 """What the documentation shows is what happens.
 
 Every ``console`` block is run: the lines after ``$`` are typed into bash in a folder like a user's, the rest must be what
-appears. Paths of that folder and of the package are shown as /home/me/gym and /gymlet.
+appears. Paths of that folder and of the package are shown as /home/me/gym and /gymlet; a server is where the pages say,
+and its ids and times differ.
 """
 
+import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,51 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 
 
+SERVER = "http://127.0.0.1:11000"
+MINTED = re.compile(r"(?<=_)[0-9a-f]{32}|(?<=_at\":)\d+")
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Where the server is: one in front of the scripted provider."""
+    provider, port = _free_port(), _free_port()
+    model = "policy_model.responses_api_models.inference_provider"
+    commands = (
+        (sys.executable, "scripts/scripted_provider.py", "--port", str(provider)),
+        (
+            Path(sys.executable).with_name("ng_run"),
+            "+config_paths=[responses_api_models/inference_provider/configs/fireworks.yaml]",
+            f"++{model}.base_url=http://127.0.0.1:{provider}/v1",
+            f"++{model}.model=reasoning-tool-call",
+            "++policy_api_key=none",
+            f"++head_server.port={port}",
+        ),
+    )
+    processes = [subprocess.Popen(each, cwd=DOCS.parent, stdout=subprocess.DEVNULL) for each in commands]
+    try:
+        _wait_for(provider)
+        _wait_for(port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+
+
+def _free_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+def _wait_for(port):
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"nobody listens on {port}")
+
+
 def blocks():
     for page in sorted(DOCS.glob("*.md")):
         for number, block in enumerate(BLOCK.findall(page.read_text())):
@@ -25,11 +74,13 @@ def blocks():
 
 
 @pytest.mark.parametrize("block", list(blocks()))
-def test_a_console_block_shows_what_appears(block, tmp_path):
+def test_a_console_block_shows_what_appears(block, tmp_path, request):
     folder = tmp_path / "gym"
     folder.mkdir()
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
     for command, expected in re.findall(r"^\$ (.*?)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+        if SERVER in command:
+            command = command.replace(SERVER, request.getfixturevalue("server"))  # noqa: PLW2901
         done = subprocess.run(
             ["bash", "-c", f"exec 2>&1; {command}"],
             cwd=folder,
@@ -40,7 +91,7 @@ def test_a_console_block_shows_what_appears(block, tmp_path):
             check=False,
         )
         shown = done.stdout.replace(str(folder), "/home/me/gym").replace(str(package_root()), "/gymlet")
-        assert shown == expected
+        assert MINTED.sub("…", shown) == MINTED.sub("…", expected)
 
 
 def test_every_page_is_reached_from_the_readme():

@@ -4,6 +4,7 @@ The first comments of a stream say what it is and how it is read. ``make golden`
 Every one of them, however it is cut, becomes the same response.
 """
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -105,7 +106,7 @@ def _recut(payload, data):
     (field,) = fields
     cuts = sorted(data.draw(st.lists(st.integers(0, len(delta[field])), max_size=4)))
     bounds = [0, *cuts, len(delta[field])]
-    texts = [delta[field][start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    texts = [delta[field][start:stop] for start, stop in itertools.pairwise(bounds)]
     first = [orjson.dumps({"choices": [{"index": 0, "delta": {field: text}}]}) for text in texts[:-1]]
     delta[field] = texts[-1]
     return [*first, orjson.dumps(chunk)]
