@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from gymlet.wire.chat import REASONING_FIELDS
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
 from gymlet.wire.fields import check, check_fields, check_length, need, need_id, one_of
@@ -68,7 +69,7 @@ class _History:
 
     def close(self) -> list[Json]:
         """All messages, once everything was read."""
-        self._end_turn()
+        self._end_turn(is_last=True)
         for message in self._messages:
             for call in message.get("tool_calls", ()):
                 if call["id"] in self._signatures:
@@ -151,18 +152,25 @@ class _History:
             self._messages.append(message)
         self._thoughts, self._message, self._calls = [], None, []
 
-    def _end_turn(self) -> None:
+    def _end_turn(self, *, is_last: bool = False) -> None:
         """Give the turn's messages their reasoning, now that it is known whether tools were called in it."""
         self._flush()
-        called = any("tool_calls" in message for message, _ in self._turn)
-        if called or self._profile.reasoning_out_when == "always":
+        if self._sends_reasoning(is_last=is_last):
             for message, thoughts in self._turn:
                 WAY_BACK[self._profile.way_back](message, thoughts)
+                if self._profile.reasoning_out_when == "tool_turns" and self._profile.way_back in REASONING_FIELDS:
+                    message.setdefault(self._profile.way_back, "")
         empty = {id(message) for message, thoughts in self._turn if thoughts and message == _NOTHING}
         self._messages[self._turn_start :] = [
             message for message in self._messages[self._turn_start :] if id(message) not in empty
         ]
         self._turn, self._turn_start = [], len(self._messages)
+
+    def _sends_reasoning(self, *, is_last: bool) -> bool:
+        when = self._profile.reasoning_out_when
+        if when == "tool_turns":
+            return any("tool_calls" in message for message, _ in self._turn)
+        return when == "always" or is_last
 
 
 _NOTHING: Json = {"role": "assistant", "content": None}

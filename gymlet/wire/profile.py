@@ -40,7 +40,8 @@ class Profile:
         ``reasoning_output``: how reasoning is shown to the client.
     Writing a request:
         ``reasoning_out``: how earlier reasoning goes back; unset, it is not sent (it goes back in think tags where no
-        parser is used). ``reasoning_out_when``: on all turns, or only on those with tool calls.
+        parser is used). ``reasoning_out_when``: on all turns, only on those with tool calls (there an empty field where
+        there is none), or only on the one that goes on.
         ``effort``: where the reasoning effort is put; ``effort_values``: what this provider calls an effort.
         ``logprobs``: a flag beside ``top_logprobs``, as OpenAI's, or the number of them.
         ``forced_tool_choice_disables_thinking``: it refuses a forced tool while it thinks.
@@ -57,7 +58,7 @@ class Profile:
     completion_excludes_reasoning: bool = False
     reasoning_output: Literal["summary", "content", "open_responses"] = "summary"
     reasoning_out: ReasoningOut | None = None
-    reasoning_out_when: Literal["always", "tool_turns"] = "always"
+    reasoning_out_when: Literal["always", "tool_turns", "same_turn"] = "always"
     effort: EffortForm = "reasoning_effort"
     effort_values: dict[str, str] = field(default_factory=dict)
     forced_tool_choice_disables_thinking: bool = False

@@ -47,19 +47,35 @@ def test_without_encrypted_content_the_text_goes_back():
     assert assistant == {"role": "assistant", "content": None, "reasoning": "aaa", "tool_calls": [SENT_CALL]}
 
 
-def test_reasoning_may_go_back_only_where_tools_were_called():
+TURNS = {"always": [True, True, True], "tool_turns": [False, True, True], "same_turn": [False, True, True]}
+LATER = {
+    "always": [True, True, True, True],
+    "tool_turns": [False, True, True, False],
+    "same_turn": [False, False, False, True],
+}
+
+
+@pytest.mark.parametrize("when", TURNS)
+def test_reasoning_goes_back_on_the_turns_that_want_it(when):
     thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "aaa"}]}
     answer = {"role": "assistant", "content": "so"}
     tool = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
     user = {"role": "user", "content": "hi"}
     items = [user, thought, answer, user, thought, tool, RESULT, thought, answer]
-    profile = Profile(model="m", reasoning_out="reasoning_content", reasoning_out_when="tool_turns")
-    messages = to_chat({"input": items}, profile, SEAL, stream=False)["messages"]
-    assert ["reasoning_content" in message for message in messages if message["role"] == "assistant"] == [
-        False,
-        True,
-        True,
-    ]
+    profile = Profile(model="m", reasoning_out="reasoning_content", reasoning_out_when=when)
+    for given, expected in ((items, TURNS[when]), ([*items, user, thought, answer], LATER[when])):
+        messages = to_chat({"input": given}, profile, SEAL, stream=False)["messages"]
+        back = ["reasoning_content" in message for message in messages if message["role"] == "assistant"]
+        assert back == expected
+
+
+def test_where_tools_were_called_an_empty_field_says_that_there_was_no_reasoning():
+    tool = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+    items = [{"role": "user", "content": "hi"}, tool, RESULT]
+    for form, field in (("reasoning_content", {"reasoning_content": ""}), ("reasoning_details", {})):
+        profile = Profile(model="m", reasoning_out=form, reasoning_out_when="tool_turns")
+        assistant = to_chat({"input": items}, profile, SEAL, stream=False)["messages"][1]
+        assert {key: value for key, value in assistant.items() if "reasoning" in key} == field
 
 
 def test_a_message_that_was_only_reasoning_is_not_sent_empty():
