@@ -20,7 +20,7 @@ from gymlet.wire.chat import ChatReader
 from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.completions import CompletionWriter
 from gymlet.wire.deltas import Json
-from gymlet.wire.effort import thinking_is_off
+from gymlet.wire.dialect import thinking_is_off
 from gymlet.wire.fields import parse_object
 from gymlet.wire.reasoning import Plain, Splitter, Tagged, Verbatim
 from gymlet.wire.reply import Reply

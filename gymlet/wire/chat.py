@@ -8,12 +8,9 @@ by ``close``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import takewhile
 
-import orjson
-
+from gymlet.wire.calls import Calls
 from gymlet.wire.deltas import (
-    Arguments,
     Delta,
     Finish,
     FinishReason,
@@ -21,16 +18,13 @@ from gymlet.wire.deltas import (
     Reasoning,
     ReasoningDetails,
     Refusal,
-    Run,
     Text,
-    ToolCall,
     Usage,
 )
 from gymlet.wire.errors import StreamError
 from gymlet.wire.logprobs import read_logprobs
 from gymlet.wire.provider_errors import error_message
 from gymlet.wire.reasoning import TAGS
-from gymlet.wire.sse import SseEvent
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_text")
 """In order of trust; a provider that sends two of them sends the same text twice."""
@@ -56,7 +50,7 @@ class ChatReader:
     """
 
     def __init__(self, new_id: Callable[[str], str], *, completion_excludes_reasoning: bool = False) -> None:
-        self._calls = _Calls(new_id)
+        self._calls = Calls(new_id)
         self._excludes_reasoning = completion_excludes_reasoning
         self._fields = _ReasoningFields()
         self._usage: Json | None = None
@@ -194,78 +188,6 @@ def _begins_block(content: str) -> bool:
     return bool(start) and any(start.startswith(tag) or tag.startswith(start) for tag in TAGS)
 
 
-class TextShape:
-    """The chunk that comes again and again, with another text in it.
-
-    Most chunks of a stream are the same bytes around one string. Once one was parsed and gave nothing but text, chunks
-    with the same bytes around a string say the same with that text: many of them are read by parsing one list of
-    strings. Providers that put something new into each chunk are given up on after MAX_MISSES.
-    """
-
-    MAX_MISSES = 8
-    MAX_RUN = 256
-
-    def __init__(self) -> None:
-        self._before = b""
-        self._after = b""
-        self._kind: type[Text | Reasoning] = Text
-        self._misses = 0
-
-    def run(self, events: list[SseEvent], start: int) -> tuple[Run | None, int]:
-        """What the events of this shape say, from ``start`` on, and where they end."""
-        strings = self._strings(events, start)
-        texts = _parse_strings(strings) if strings else []
-        end = start + len(texts)
-        if "" in texts:
-            texts = [text for text in texts if text]
-        return Run(self._kind, texts) if texts else None, end
-
-    def learn(self, data: bytes, deltas: list[Delta], *, steady: bool) -> None:
-        """Take the shape of a chunk that was parsed; ``steady`` says whether its reasoning needs no memory."""
-        if self._misses >= self.MAX_MISSES or len(deltas) != 1:
-            return
-        delta = deltas[0]
-        if not isinstance(delta, Text | Reasoning) or (isinstance(delta, Reasoning) and not steady):
-            return
-        if isinstance(delta, Text) and delta.logprobs:
-            return
-        before, _, after = data.partition(orjson.dumps(delta.text))
-        if not after or orjson.dumps(delta.text) in after:
-            return
-        self._misses = 0 if (before + b'"', b'"' + after) == (self._before, self._after) else self._misses + 1
-        self._before, self._after, self._kind = before + b'"', b'"' + after, type(delta)
-
-    def _strings(self, events: list[SseEvent], start: int) -> list[bytes]:
-        """The bytes that stand between the quotes."""
-        before, after = self._before, self._after
-        strings: list[bytes] = []
-        if not before:
-            return strings
-        first, last = len(before), -len(after)
-        for name, data in events[start : start + self.MAX_RUN]:
-            if name or not data.startswith(before) or not data.endswith(after):
-                break
-            strings.append(data[first:last])
-        return strings
-
-
-def _parse_strings(strings: list[bytes]) -> list[str]:
-    """The strings, up to the first that is none: a quote that is not escaped would make two of one."""
-    texts = _parse_list(b'["' + b'","'.join(strings) + b'"]')
-    if len(texts) == len(strings):
-        return texts
-    one_by_one = (_parse_list(b'["' + string + b'"]') for string in strings)
-    return [texts[0] for texts in takewhile(lambda texts: len(texts) == 1, one_by_one)]
-
-
-def _parse_list(raw: bytes) -> list[str]:
-    try:
-        parsed: list[str] = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return []
-    return parsed
-
-
 def _first_choice(choices: list[Json]) -> Json:
     return next((choice for choice in choices if not choice.get("index")), {})
 
@@ -290,89 +212,6 @@ def _read_parts(parts: Iterable[Json]) -> Iterator[Delta]:
             text, kind = part.get("text") or "", Text
         if text and isinstance(text, str):
             yield kind(text)
-
-
-class _Call:
-    """One call as it comes in; its arguments wait while its name is not known."""
-
-    def __init__(self, index: int, provider_id: str) -> None:
-        self.index = index
-        self.provider_id = provider_id
-        self.started = False
-        self.pieces: list[str] = []
-
-    def whole(self) -> bool:
-        """Whether the arguments so far are JSON."""
-        try:
-            orjson.loads("".join(self.pieces) or "{}")
-        except orjson.JSONDecodeError:
-            return False
-        return self.started
-
-
-class _Calls:
-    """Which fragment belongs to which call: by index, else by id, else to the last.
-
-    A new call begins with an unseen index; with the same index and another id; without an index, with another id or
-    with a name after arguments that are whole.
-    """
-
-    def __init__(self, new_id: Callable[[str], str]) -> None:
-        self._new_id = new_id
-        self._all: list[_Call] = []
-        self._by_index: dict[int, _Call] = {}
-
-    def whole(self) -> bool:
-        """Whether there are calls, and the last one's arguments are JSON."""
-        return bool(self._all) and self._all[-1].whole()
-
-    def read(self, fragments: list[Json], *, whole: bool) -> Iterator[Delta]:
-        for position, fragment in enumerate(fragments):
-            index = fragment.get("index")
-            if whole and index is None and not fragment.get("id"):
-                index = position
-            yield from self._feed(fragment, index)
-
-    def _feed(self, fragment: Json, index: int | None) -> Iterator[Delta]:
-        function = fragment.get("function") or {}
-        name = str(function.get("name") or "")
-        call = self._find(index, str(fragment.get("id") or ""), name)
-        if not call.started and name:
-            call.started = True
-            extra = fragment.get("extra_content")
-            yield ToolCall(call.index, call.provider_id or self._new_id("call_"), name, extra or None)
-            if call.pieces:
-                yield Arguments(call.index, "".join(call.pieces))
-        text = _arguments_text(function.get("arguments"))
-        if text:
-            call.pieces.append(text)
-            if call.started:
-                yield Arguments(call.index, text)
-
-    def _find(self, index: int | None, call_id: str, name: str) -> _Call:
-        known = self._known(index, call_id, name)
-        if known is None:
-            known = _Call(len(self._all), call_id)
-            self._all.append(known)
-        if isinstance(index, int):
-            self._by_index[index] = known
-        return known
-
-    def _known(self, index: int | None, call_id: str, name: str) -> _Call | None:
-        if isinstance(index, int):
-            call = self._by_index.get(index)
-            other = call is not None and call_id and call.provider_id and call_id != call.provider_id
-            return None if other else call
-        if call_id:
-            return next((call for call in self._all if call.provider_id == call_id), None)
-        last = self._all[-1] if self._all else None
-        return None if last is None or (name and last.whole()) else last
-
-
-def _arguments_text(arguments: object) -> str:
-    if isinstance(arguments, str):
-        return arguments
-    return "" if arguments is None else orjson.dumps(arguments).decode()
 
 
 def read_usage(raw: Json, *, excludes_reasoning: bool = False) -> Usage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gymlet.wire.deltas import Json
-from gymlet.wire.effort import adapt
+from gymlet.wire.dialect import adapt
 from gymlet.wire.errors import RequestError
 from gymlet.wire.fields import NUMBER, check, check_fields, need, need_id, one_of
 from gymlet.wire.history import strip_think

@@ -12,10 +12,11 @@ from typing import Protocol
 
 import orjson
 
-from gymlet.wire.chat import ChatReader, TextShape
+from gymlet.wire.chat import ChatReader
 from gymlet.wire.deltas import Delta, Finish, Json
 from gymlet.wire.errors import GymletError, StreamError
 from gymlet.wire.reasoning import Splitter
+from gymlet.wire.shape import TextShape
 from gymlet.wire.sse import SseDecoder, SseEvent
 
 MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError, ValueError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from gymlet.wire.deltas import Json
-from gymlet.wire.effort import adapt
+from gymlet.wire.dialect import adapt
 from gymlet.wire.errors import RequestError
 from gymlet.wire.fields import NUMBER, check, check_fields, check_length, need, need_id, one_of
 from gymlet.wire.history import messages_of, plain
