@@ -8,7 +8,7 @@ from gymlet.wire.errors import RequestError
 from gymlet.wire.fields import NUMBER, check, check_fields, need, need_id, one_of
 from gymlet.wire.history import strip_think
 from gymlet.wire.profile import Profile
-from gymlet.wire.request import STREAMED
+from gymlet.wire.request import STREAMED, extra_body
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "messages": (list,),
@@ -40,7 +40,7 @@ PARTS = ("text", "image_url", "input_audio", "file", "video_url", "refusal", "th
 
 def pass_chat(request: Json, profile: Profile, *, stream: bool) -> Json:
     """The body to send to the provider. Raises RequestError, naming the field."""
-    check_fields(request, FIELDS | {"stream": (bool,), "stream_options": (dict,)})
+    check_fields(request, FIELDS | {"stream": (bool,), "stream_options": (dict,), "metadata": (dict,)})
     if request.get("messages") is None:
         raise RequestError("'messages' is required: a list of messages", param="messages")
     if (request.get("n") or 1) != 1:
@@ -49,7 +49,7 @@ def pass_chat(request: Json, profile: Profile, *, stream: bool) -> Json:
         _check_function(tool, f"tools[{index}]")
     messages = [_message(message, f"messages[{index}]", profile) for index, message in enumerate(request["messages"])]
     known = {name: request[name] for name in FIELDS if request.get(name) is not None}
-    body = {**profile.extra_body, **known, "messages": messages, "model": profile.model}
+    body = {**profile.extra_body, **known, **extra_body(request), "messages": messages, "model": profile.model}
     if not body.get("tools"):
         body.pop("tools", None)
     return adapt(body | STREAMED if stream else body, profile)

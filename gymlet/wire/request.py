@@ -69,7 +69,7 @@ def to_chat(request: Json, profile: Profile, seal: Seal, *, stream: bool, earlie
         **_reasoning_and_text(request, profile),
         **ask_for_logprobs(request),
         **send_tools(request, profile),
-        **_extra_body(request),
+        **extra_body(request),
         "messages": _messages(request, profile, seal, earlier),
         "model": profile.model,
     }
@@ -158,7 +158,7 @@ def _echo_tool(tool: Json) -> Json:
     return {"description": None, "parameters": None, "strict": None, **tool}
 
 
-def _extra_body(request: Json) -> Json:
+def extra_body(request: Json) -> Json:
     """Parameters that only the provider knows: ``metadata.extra_body``, JSON in a string as metadata must be."""
     raw = (request.get("metadata") or {}).get("extra_body")
     if raw is None:

@@ -65,6 +65,9 @@ async def test_extra_body_lies_under_the_request(provider, gymlet):
     await server.post_json("/v1/responses", {"input": "hi", "temperature": 0.9, "metadata": metadata})
     sent = provider.requests[-1]
     assert (sent["temperature"], sent["top_k"], sent["seed"]) == (0.9, 3, 7)
+    await server.post_json("/v1/chat/completions", {"messages": [], "metadata": metadata})
+    assert (provider.requests[-1]["top_k"], provider.requests[-1]["seed"]) == (3, 7)
+    assert "metadata" not in provider.requests[-1]
 
 
 def nested(levels):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import orjson
 import pytest
-from wire.pipeline import end, reasoning, stream, text
+from wire.pipeline import end, parse_events, reasoning, stream, text
+from wire.test_golden import GOLDEN, STREAMS
 from wire.test_reply import CASES
 from wire.test_rules import FAILURES, RULES
 
@@ -86,4 +87,10 @@ def test_every_event_is_valid(body):
 @pytest.mark.parametrize("form", ["summary", "content", "open_responses"])
 def test_every_echo_is_valid(form):
     events, _ = stream(reasoning("a") + text("b") + end(), request=REQUEST, reasoning_output=form)
+    assert [fault for event in events for fault in faults(event)] == []
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_golden_event_is_valid(name):
+    events = parse_events((GOLDEN / f"{name}.events").read_bytes())
     assert [fault for event in events for fault in faults(event)] == []
