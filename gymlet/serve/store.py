@@ -11,7 +11,7 @@ from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
 from gymlet.wire.request import items_of
 
-MAX_BYTES = 256 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 """What all of them may be together, as JSON."""
 
 

@@ -31,10 +31,7 @@ class TextShape:
         """What the events of this shape say, from ``start`` on, and where they end."""
         strings = self._strings(events, start)
         texts = _parse_strings(strings) if strings else []
-        end = start + len(texts)
-        if "" in texts:
-            texts = [text for text in texts if text]
-        return Run(self._kind, texts) if texts else None, end
+        return Run(self._kind, texts) if texts else None, start + len(texts)
 
     def learn(self, data: bytes, deltas: list[Delta], *, steady: bool) -> None:
         """Take the shape of a chunk that was parsed; ``steady`` says whether its reasoning needs no memory."""
@@ -59,9 +56,10 @@ class TextShape:
             return strings
         first, last = len(before), -len(after)
         for name, data in events[start : start + self.MAX_RUN]:
-            if name or not data.startswith(before) or not data.endswith(after):
+            string = data[first:last]
+            if name or not string or not data.startswith(before) or not data.endswith(after):
                 break
-            strings.append(data[first:last])
+            strings.append(string)
         return strings
 
 

@@ -63,6 +63,16 @@ def test_a_provider_may_repeat_itself_within_a_chunk():
     assert response["output"][0]["content"][0]["text"] == "mamb\nAc!"
 
 
+@pytest.mark.parametrize(
+    "last", [b'{"choices":[{"delta":{"content":"}}]}', b'{"choices":[{"delta":{"content":"\\"}}]}']
+)
+def test_what_only_looks_like_the_chunks_before_it_is_no_text(last):
+    one = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n'
+    _, response = stream(one % b"a" + one % b"b" + b"data: " + last + b"\n\n")
+    assert response["status"] == "failed"
+    assert "not JSON" in response["error"]["message"]
+
+
 @settings(deadline=None)
 @given(st.lists(st.text(alphabet="<>/|think ◁▷ab", max_size=12), max_size=30), st.booleans(), st.booleans())
 def test_a_splitter_holds_no_more_than_a_tag(texts, implicit, interleaved):
