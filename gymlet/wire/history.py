@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from gymlet.wire.chat import REASONING_FIELDS
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
 from gymlet.wire.fields import check, check_fields, check_length, need, need_id, one_of
@@ -158,7 +157,7 @@ class _History:
         if self._sends_reasoning(is_last=is_last):
             for message, thoughts in self._turn:
                 WAY_BACK[self._profile.way_back](message, thoughts)
-                if self._profile.reasoning_out_when == "tool_turns" and self._profile.way_back in REASONING_FIELDS:
+                if self._profile.reasoning_out_when == "tool_turns" and self._profile.way_back in FIELD_FORMS:
                     message.setdefault(self._profile.way_back, "")
         empty = {id(message) for message, thoughts in self._turn if thoughts and message == _NOTHING}
         self._messages[self._turn_start :] = [
@@ -185,6 +184,9 @@ _ITEMS: dict[str, Callable[[_History, Json, str], None]] = {
     "item_reference": _History.read_reference,
     "additional_tools": _History.skip,
 }
+
+
+FIELD_FORMS: tuple[ReasoningOut, ...] = ("reasoning_content", "reasoning")
 
 
 def _joined(thoughts: list[Thought]) -> str:
@@ -221,8 +223,7 @@ def _back_in_tags(message: Json, thoughts: list[Thought]) -> None:
 
 WAY_BACK: dict[ReasoningOut, Callable[[Json, list[Thought]], None]] = {
     "none": lambda _message, _thoughts: None,
-    "reasoning_content": _back_in("reasoning_content"),
-    "reasoning": _back_in("reasoning"),
+    **{field: _back_in(field) for field in FIELD_FORMS},
     "reasoning_details": _back_in_details,
     "mistral_parts": _back_in_parts,
     "think_tags": _back_in_tags,
