@@ -38,8 +38,25 @@ FINISH_REASONS: dict[str, FinishReason] = {
     "content_filter": "content_filter",
     "sensitive": "content_filter",
     "SAFETY": "content_filter",
+    "RECITATION": "content_filter",
+    "PROHIBITED_CONTENT": "content_filter",
+    "BLOCKLIST": "content_filter",
+    "SPII": "content_filter",
 }
-"""Whatever is not listed (stop, tool_calls, eos, eos_token, end_turn, …) is a regular end."""
+"""Whatever is listed neither here nor below (stop, tool_calls, eos, eos_token, end_turn, …) is a regular end."""
+
+FAILURES = {
+    "error",
+    "insufficient_system_resource",
+    "network_error",
+    "abort",
+    "cancelled",
+    "timeout",
+    "MALFORMED_FUNCTION_CALL",
+}
+"""Finish reasons that say that the model did not finish."""
+
+MAX_COUNT = 1 << 53
 
 
 class ChatReader:
@@ -62,6 +79,8 @@ class ChatReader:
         """The deltas of one chunk; an error in it becomes the ``failure``."""
         if chunk.get("usage"):
             self._usage = chunk["usage"]
+        elif "x_groq" in chunk and (chunk["x_groq"] or {}).get("usage"):
+            self._usage = chunk["x_groq"]["usage"]
         if "error" in chunk or "base_resp" in chunk:
             self._check(chunk)
         choices = chunk.get("choices")
@@ -73,10 +92,12 @@ class ChatReader:
             choice = _first_choice(choices)
         if choice.get("finish_reason") or choice.get("usage"):
             self._read_end(choice)
-        delta = choice.get("delta") or choice.get("message")
-        if not delta:
+        delta = choice.get("delta")
+        whole = delta is None
+        message = choice.get("message") if whole else delta
+        if not message:
             return []
-        deltas = self._read(delta)
+        deltas = self._read(message, whole=whole)
         return _with_logprobs(deltas, choice["logprobs"]) if choice.get("logprobs") else deltas
 
     def close(self, *, done: bool, whole: bool = False) -> list[Delta]:
@@ -88,6 +109,8 @@ class ChatReader:
             self._fail("the provider's reply has no choices")
         elif self._finish is None and not whole and not (done and self._calls.whole()):
             self._fail("the provider's stream ended before the model had finished (no finish_reason)")
+        elif self._calls.nameless():
+            self._fail("the provider sent a tool call without a name")
         deltas: list[Delta] = [Finish(FINISH_REASONS.get(self._finish or "", "stop"))]
         if self._usage is not None:
             deltas.append(read_usage(self._usage, excludes_reasoning=self._excludes_reasoning))
@@ -101,9 +124,11 @@ class ChatReader:
     def _read_end(self, choice: Json) -> None:
         if choice.get("usage"):
             self._usage = choice["usage"]
-        self._finish = choice.get("finish_reason") or self._finish
-        if self._finish == "error" or choice.get("error"):
-            self._fail(error_message(choice) or "the provider ended the reply with an error")
+        finish = choice.get("finish_reason")
+        if isinstance(finish, str) and finish:
+            self._finish = finish
+        if self._finish in FAILURES or choice.get("error"):
+            self._fail(error_message(choice) or f"the provider ended the reply with an error (finish_reason {finish})")
 
     def _check(self, chunk: Json) -> None:
         error = chunk.get("error")
@@ -116,17 +141,20 @@ class ChatReader:
     def _fail(self, message: str, *, code: str | None = None) -> None:
         self.failure = self.failure or StreamError(message, code=code)
 
-    def _read(self, message: Json) -> list[Delta]:
+    def _read(self, message: Json, *, whole: bool) -> list[Delta]:
         content = message.get("content")
-        deltas: list[Delta] = self._fields.read(message, content)
+        deltas: list[Delta] = []
         if content:
             deltas += (Text(content),) if isinstance(content, str) else _read_parts(content)
+        thinking = self._fields.read(message, deltas)
+        if thinking:
+            deltas = [*thinking, *(delta for delta in deltas if not isinstance(delta, Reasoning))]
         refusal = message.get("refusal")
         if refusal and isinstance(refusal, str):
             deltas.append(Refusal(refusal))
         calls = message.get("tool_calls")
         if calls:
-            deltas += self._calls.read(calls, whole="delta" not in message and len(calls) > 1)
+            deltas += self._calls.read(calls, whole=whole)
         return deltas
 
 
@@ -149,7 +177,8 @@ class _ReasoningFields:
     def steady(self) -> bool:
         return self._cumulative is False
 
-    def read(self, message: Json, content: object) -> list[Delta]:
+    def read(self, message: Json, content: list[Delta]) -> list[Delta]:
+        """The reasoning that stands beside this content; where the content says it too, there is none here."""
         found = next(
             (text for text in map(message.get, REASONING_FIELDS) if text and isinstance(text, str)),
             "",
@@ -157,15 +186,19 @@ class _ReasoningFields:
         details = message.get("reasoning_details")
         if not found and not details:
             return []
-        if found and isinstance(content, str) and not self._plain and _begins_block(content):
+        if found and not self._plain and _in_tags(found, content):
             self._tagged = True
         self._plain = self._plain or bool(found)
         fragments = tuple(entry for entry in details or () if isinstance(entry, dict))
+        shown = found
         if not self._plain:
-            found = "".join(str(entry.get("text") or entry.get("summary") or "") for entry in fragments)
-        found = self._new(found) if found and not self._tagged else ""
-        deltas: list[Delta] = [Reasoning(found)] if found else []
-        return [*deltas, ReasoningDetails(fragments)] if fragments else deltas
+            shown = "".join(str(entry.get("text") or entry.get("summary") or "") for entry in fragments)
+        said: list[Delta] = [delta for delta in content if isinstance(delta, Reasoning)]
+        if not said and shown and not self._tagged:
+            new = self._new(shown)
+            said = [Reasoning(new)] if new else []
+            fragments = tuple({**entry, "text": new} if entry.get("text") == shown else entry for entry in fragments)
+        return [*said, ReasoningDetails(fragments)] if fragments else said
 
     def _new(self, text: str) -> str:
         """What of ``text`` was not said before."""
@@ -177,15 +210,20 @@ class _ReasoningFields:
         if len(said) >= self.MIN_SNAPSHOT_CHARS and len(text) > len(said) and text.startswith(said):
             self._cumulative = True
             return text[len(said) :]
-        if self._cumulative:
-            return "" if said.startswith(text) else text
+        if self._cumulative and text == said:
+            return ""
         self._cumulative = False
         return text
 
 
-def _begins_block(content: str) -> bool:
-    start = content.lstrip()
-    return bool(start) and any(start.startswith(tag) or tag.startswith(start) for tag in TAGS)
+def _in_tags(reasoning: str, content: list[Delta]) -> bool:
+    """Whether the content is a block that has just opened, and says what the reasoning says."""
+    start = content[0].text.lstrip() if content and isinstance(content[0], Text) else ""
+    for tag in TAGS:
+        if start.startswith(tag):
+            inside, outside = start[len(tag) :].lstrip(), reasoning.lstrip()
+            return inside.startswith(outside) or outside.startswith(inside)
+    return False
 
 
 def _first_choice(choices: list[Json]) -> Json:
@@ -243,6 +281,6 @@ def read_usage(raw: Json, *, excludes_reasoning: bool = False) -> Usage:
 def _count(raw: Json, *names: str) -> int:
     for name in names:
         value = raw.get(name)
-        if isinstance(value, int | float) and value > 0:
+        if isinstance(value, int | float) and 0 < value < MAX_COUNT:
             return int(value)
     return 0

@@ -31,12 +31,12 @@ def messages_of(items: list[Json], profile: Profile, seal: Seal, earlier: int = 
 
 
 def strip_think(text: str) -> str:
-    """An earlier answer without the think block at its start."""
+    """An earlier answer without the think block at its start; a tag that is never closed is a word of the answer."""
     start = text.lstrip()
     for opening, closing in TAGS.items():
         if start.startswith(opening):
             _, found, rest = start.partition(closing)
-            return rest if found else ""
+            return rest if found else text
     return text
 
 
@@ -91,17 +91,20 @@ class _History:
         self._message = _assistant(content, f"{path}.content")
 
     def read_reasoning(self, item: Json, path: str) -> None:
-        if self._message is not None or self._calls:
+        thought = self._thought(item, path)
+        if thought.text and (self._message is not None or self._calls):
             self._flush()
+        self._thoughts.append(thought)
+
+    def _thought(self, item: Json, path: str) -> Thought:
         check_fields(item, {"summary": (list,), "content": (list,), "encrypted_content": (str,)}, f"{path}.")
         if item.get("encrypted_content"):
             thought = self._seal.open(item["encrypted_content"], f"{path}.encrypted_content")
             self._signatures |= thought.signatures
-        else:
-            key = "summary" if item.get("summary") else "content"
-            parts = enumerate(item.get(key) or ())
-            thought = Thought("".join(_text_part(part, f"{path}.{key}[{index}]")["text"] for index, part in parts))
-        self._thoughts.append(thought)
+            return thought
+        key = "summary" if item.get("summary") else "content"
+        parts = enumerate(item.get(key) or ())
+        return Thought("".join(_text_part(part, f"{path}.{key}[{index}]")["text"] for index, part in parts))
 
     def read_call(self, item: Json, path: str) -> None:
         arguments = item.get("arguments") or "{}"

@@ -10,6 +10,7 @@ Sources: OpenAI's Responses API as recorded, the Open Responses specification of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,10 +18,15 @@ from typing import Any, Literal
 import orjson
 
 from gymlet.wire.deltas import Json, Reasoning, Refusal, Text
+from gymlet.wire.json_text import JsonText
 from gymlet.wire.sse import frame
 
 ReasoningOutput = Literal["summary", "content", "open_responses"]
 ItemStatus = Literal["completed", "incomplete"]
+LONGEST_ESCAPE = 12
+"""Characters of a surrogate pair in JSON: so many at the end of a cut string may say nothing yet."""
+
+_INPUT = re.compile(r'\s*\{\s*"input"\s*:\s*"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,29 +192,23 @@ class CallItem:
         self._shell = shell
         self._index = index
         self.call = call
-        self._pieces: list[str] = []
+        self._arguments = JsonText()
         self._where = {"item_id": shell["id"], "output_index": index}
         self._prefix, self._suffix = _delta_ends("response.function_call_arguments.delta", self._where)
         events.emit("response.output_item.added", {"output_index": index, "item": {**shell, "status": "in_progress"}})
 
     def feed(self, *texts: str) -> None:
         """Add pieces, each a delta event."""
-        self._pieces += texts
+        self._arguments.feed(*texts)
         self._events.emit_deltas(self._prefix, texts, self._suffix)
 
     def whole(self) -> bool:
         """Whether the arguments are JSON as they stand; with none yet, they may still come."""
-        if not self._pieces or self._pieces[-1].rstrip()[-1:] not in "}]":
-            return False
-        try:
-            orjson.loads("".join(self._pieces))
-        except orjson.JSONDecodeError:
-            return False
-        return True
+        return self._arguments.whole()
 
     def close(self, status: ItemStatus) -> Json:
         """The finished item."""
-        arguments = "".join(self._pieces)
+        arguments = str(self._arguments)
         if not arguments.strip() and status == "completed":
             arguments = "{}"
         done = {**self._where, "name": self._shell["name"], "arguments": arguments}
@@ -223,11 +223,11 @@ class CustomCallItem(CallItem):
 
     def feed(self, *texts: str) -> None:
         """Add pieces, and wait for the rest."""
-        self._pieces += texts
+        self._arguments.feed(*texts)
 
     def close(self, status: ItemStatus) -> Json:
         """The finished item."""
-        text = _custom_input("".join(self._pieces))
+        text = _custom_input(str(self._arguments))
         if text:
             self._events.emit("response.custom_tool_call_input.delta", {**self._where, "delta": text})
         self._events.emit("response.custom_tool_call_input.done", {**self._where, "input": text})
@@ -237,9 +237,22 @@ class CustomCallItem(CallItem):
 
 
 def _custom_input(arguments: str) -> str:
-    """The string in the arguments; the arguments themselves, where the model did not keep to the form."""
+    """The string in the arguments, as far as it came; the arguments themselves, where they have another form."""
     try:
         text = orjson.loads(arguments)["input"]
     except (ValueError, TypeError, KeyError):
-        return arguments
+        return _cut_input(arguments)
     return text if isinstance(text, str) else arguments
+
+
+def _cut_input(arguments: str) -> str:
+    begun = _INPUT.match(arguments)
+    if not begun:
+        return arguments
+    rest = arguments[begun.end() :]
+    for end in range(len(rest), max(len(rest) - LONGEST_ESCAPE, -1), -1):
+        try:
+            return str(orjson.loads(f'"{rest[:end]}"'))
+        except orjson.JSONDecodeError:
+            continue
+    return arguments

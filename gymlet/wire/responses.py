@@ -10,6 +10,7 @@ Sources: OpenAI's Responses API as recorded, the Open Responses specification of
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -66,6 +67,33 @@ class View:
     encrypted: bool = False
 
 
+class Waiting:
+    """What came while a call was open, in order; the fragments of each call that waits stand together."""
+
+    def __init__(self) -> None:
+        self._groups: deque[list[Delta]] = deque()
+        self._calls: dict[int, list[Delta]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def add(self, delta: Delta) -> None:
+        """Wait as well."""
+        if isinstance(delta, Arguments) and delta.index in self._calls:
+            self._calls[delta.index].append(delta)
+            return
+        self._groups.append([delta])
+        if isinstance(delta, ToolCall):
+            self._calls[delta.index] = self._groups[-1]
+
+    def take(self) -> list[Delta]:
+        """The first that waits."""
+        group = self._groups.popleft()
+        if isinstance(group[0], ToolCall):
+            del self._calls[group[0].index]
+        return group
+
+
 class ResponseWriter:
     """Feed deltas, get the bytes of events. Owns the response: nothing else changes it.
 
@@ -93,7 +121,7 @@ class ResponseWriter:
         self._open: PartItem | CallItem | None = None
         self._open_kind: type[Delta] | None = None
         self._blank: list[Text | Reasoning | Refusal] = []
-        self._waiting: list[Delta] = []
+        self._waiting = Waiting()
         self._details: list[Json] = []
         self._signatures: dict[str, Json] = {}
         self._finish: Finish | None = None
@@ -134,7 +162,7 @@ class ResponseWriter:
             if self._waiting:
                 self._release()
         elif self._waiting or self._must_wait():
-            self._waiting.append(delta)
+            self._waiting.add(delta)
         else:
             self._apply(delta)
 
@@ -176,12 +204,8 @@ class ResponseWriter:
     def _release(self) -> None:
         """Once the open call is whole, let what waited go on, up to the next call that is not."""
         while self._waiting and not self._must_wait():
-            waiting, self._waiting = self._waiting, []
-            for delta in waiting:
-                if not self._is_own(delta) and (self._waiting or self._must_wait()):
-                    self._waiting.append(delta)
-                else:
-                    self._apply(delta)
+            for delta in self._waiting.take():
+                self._apply(delta)
 
     def _apply(self, delta: Delta) -> None:
         match delta:
@@ -209,7 +233,7 @@ class ResponseWriter:
             return
         if call.extra_content:
             self._signatures[call.call_id] = call.extra_content
-        self._close_open("completed")
+        self._close_open("completed", then=ToolCall)
         self._blank.clear()
         shell = self._call_shell(call.call_id, call.name)
         form = CustomCallItem if shell["type"] == "custom_tool_call" else CallItem
@@ -238,14 +262,16 @@ class ResponseWriter:
         return item
 
     def _close_open(self, status: ItemStatus, then: type[Delta] | None = None) -> None:
-        """Close what is open; what the provider wants back and no item carries has one of its own."""
+        """Close what is open; what the provider wants back and no item carries has its own, but not between calls."""
+        between_calls = then is ToolCall and isinstance(self._open, CallItem)
         if self._open_kind is Reasoning and isinstance(self._open, PartItem):
             sealed = self._sealed(self._open.text)
             self._add(self._open.close(status, **(sealed if self._view.encrypted else {})), sealed)
         elif self._open is not None:
             self._add(self._open.close(status))
         self._open = self._open_kind = None
-        if self._view.seal and (self._details or self._signatures) and then is not Reasoning and status == "completed":
+        carried = then is Reasoning or between_calls or status == "incomplete"
+        if self._view.seal and (self._details or self._signatures) and not carried:
             self._add_bare_reasoning()
 
     def _add(self, item: Json, sealed: dict[str, str] | None = None) -> None:
@@ -269,9 +295,9 @@ class ResponseWriter:
         self._add(item)
 
     def _flush(self, status: ItemStatus, *, keep_empty: bool = True) -> None:
-        """Close everything; a reply with nothing at all still has one message."""
-        while self._waiting:
-            self._close_open("completed")
+        """Close everything; what waits for a call that was cut is cut with it. A reply with nothing has one message."""
+        while self._waiting and status == "completed":
+            self._close_open("completed", then=ToolCall)
             self._release()
         self._close_open(status)
         if keep_empty and not self._output:

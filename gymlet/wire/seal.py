@@ -57,7 +57,10 @@ class Seal:
         tag, payload = raw[:TAG_BYTES], raw[TAG_BYTES:]
         if not hmac.compare_digest(tag, self._tag(payload)):
             raise _refusal(path, "is damaged, or comes from another provider or model")
-        return Thought(**orjson.loads(payload))
+        thought = _thought(payload)
+        if thought is None:
+            raise _refusal(path, "is damaged")
+        return thought
 
     def _tag(self, payload: bytes) -> bytes:
         key = hashlib.blake2b(self.origin.encode()).digest()
@@ -70,17 +73,32 @@ def _refusal(path: str, why: str) -> RequestError:
     )
 
 
+def _thought(payload: bytes) -> Thought | None:
+    """The thought in a payload; anyone can make a tag, so that its shape is checked."""
+    try:
+        thought = Thought(**orjson.loads(payload))
+    except (orjson.JSONDecodeError, TypeError):
+        return None
+    details, signatures = thought.details, thought.signatures
+    shaped = isinstance(thought.text, str) and isinstance(details, list) and isinstance(signatures, dict)
+    entries = (*details, *signatures.values()) if shaped else (None,)
+    return thought if all(isinstance(entry, dict) for entry in entries) else None
+
+
 def merge_details(fragments: list[Json]) -> list[Json]:
     """Streamed fragments of reasoning_details as the whole entries that they make: by type and index."""
-    merged: dict[tuple[object, object], Json] = {}
+    merged: dict[tuple[str, str], Json] = {}
+    texts: dict[tuple[str, str], dict[str, list[str]]] = {}
     for position, fragment in enumerate(fragments):
         index = fragment.get("index")
-        key = (fragment.get("type"), position if index is None else index)
-        entry = merged.setdefault(key, {})
+        key = (str(fragment.get("type")), str(position if index is None else index))
+        entry, said = merged.setdefault(key, {}), texts.setdefault(key, {})
         for name, value in fragment.items():
-            joins = name in ("text", "summary") and isinstance(value, str) and isinstance(entry.get(name), str)
-            if joins:
-                entry[name] += value
+            if name in ("text", "summary") and isinstance(value, str):
+                said.setdefault(name, []).append(value)
+                entry[name] = ""
             elif value is not None or name not in entry:
                 entry[name] = value
+    for key, said in texts.items():
+        merged[key] |= {name: "".join(pieces) for name, pieces in said.items()}
     return list(merged.values())

@@ -1,8 +1,9 @@
 """Bytes to server-sent events, and back.
 
 The decoder follows the WHATWG standard (HTML, "Server-sent events", 9.2.6): lines end with LF, CR or CRLF, one leading
-BOM is dropped, comments and unknown fields are skipped, several data lines are joined by LF. It departs from it twice,
-for what providers do: a last event without its blank line still counts, and a line ``error: …`` is an event.
+BOM is dropped, comments and unknown fields are skipped, several data lines are joined by LF. It departs from it
+for what providers do: a last event without its blank line still counts, a line ``error: …`` is an event, and an event
+with empty data, which some send to show life, is none.
 
 Bytes may be cut anywhere. Whole lines are taken as they come; an unfinished one waits in a list of pieces, so that a
 line that arrives in a million pieces is joined once.
@@ -36,9 +37,9 @@ class SseDecoder:
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """The events that ``chunk`` completes. Raises StreamError when one grows past ``max_event_bytes``."""
-        if self._after_cr:
+        if self._after_cr and chunk:
             chunk = chunk.removeprefix(b"\n")
-            self._after_cr = not chunk
+            self._after_cr = False
         if b"\r" in chunk:
             self._after_cr = chunk.endswith(b"\r")
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -79,7 +80,7 @@ class SseDecoder:
         """Whole lines. Nearly always they are single data lines between blank ones: one split tells them apart."""
         if text.startswith(b"data: ") and text.endswith(b"\n") and not self._data and not self._name:
             payloads = text[6:-1].split(b"\n\ndata: ")
-            if text.count(b"\n") == 2 * len(payloads) - 1:
+            if text.count(b"\n") == 2 * len(payloads) - 1 and b"" not in payloads:
                 return [("", payload) for payload in payloads]
         return self._read(text.split(b"\n"))
 
@@ -93,12 +94,11 @@ class SseDecoder:
                     self._grow(len(line))
             elif line:
                 self._read_field(line)
-            elif data:
-                events.append((self._name, data[0] if len(data) == 1 else b"\n".join(data)))
+            else:
+                if any(data):
+                    events.append((self._name, data[0] if len(data) == 1 else b"\n".join(data)))
                 data.clear()
                 self._held_bytes = 0
-                self._name = ""
-            else:
                 self._name = ""
         return events
 
@@ -113,6 +113,7 @@ class SseDecoder:
         elif field == b"error":
             self._name = "error"
             self._data.append(value)
+            self._grow(len(line))
 
 
 def frame(name: str, payload: bytes) -> bytes:

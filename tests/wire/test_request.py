@@ -107,7 +107,7 @@ def test_formats(given_, sent):
 
 @pytest.mark.parametrize(
     ("text", "kept"),
-    [("<think>a</think>b", "b"), ("\n<think>a", ""), ("b<think>a</think>", "b<think>a</think>"), ("", "")],
+    [("<think>a</think>b", "b"), ("\n<think>a", "\n<think>a"), ("b<think>a</think>", "b<think>a</think>"), ("", "")],
 )
 def test_an_earlier_answers_think_block_is_cut_out(text, kept):
     assert strip_think(text) == kept

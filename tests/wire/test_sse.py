@@ -1,7 +1,7 @@
 """The decoder follows the standard, wherever the bytes are cut."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gymlet.wire.errors import StreamError
@@ -22,6 +22,7 @@ CASES = {
     "CRLF ends lines": (b"data: a\r\ndata: b\r\n\r\n", [("", b"a\nb")]),
     "a BOM is dropped": (b"\xef\xbb\xbfdata: a\n\n", [("", b"a")]),
     "U+2028 ends no line": ("data: a\u2028b\n\n".encode(), [("", "a\u2028b".encode())]),
+    "empty data is no event": (b"data:\n\ndata: \n\ndata\n\ndata: a\n\n", [("", b"a")]),
     "an empty data line counts": (b"data\ndata: a\n\n", [("", b"\na")]),
     "the last event needs no blank line": (b"data: a", [("", b"a")]),
     "an error line is an event": (b'error: {"detail":"x"}\n\n', [("error", b'{"detail":"x"}')]),
@@ -54,12 +55,20 @@ def test_cuts_change_nothing(bodies, sizes):
     assert decode(body, sizes) == decode(body, [])
 
 
-@given(st.binary(max_size=200), st.lists(st.integers(0, 9)))
+LINES = st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"data: a", b"data:", b"event: e", b": c", b"error: x"])).map(
+    b"".join
+)
+
+
+@given(LINES | st.binary(max_size=200), st.lists(st.integers(0, 9)))
+@example(b"data: a\r\n\ndata: b", [1] * 20)
 def test_any_bytes_decode_alike_however_cut(body, sizes):
     assert decode(body, sizes) == decode(body, [])
 
 
-@pytest.mark.parametrize("body", [b"data: " + b"x" * 200, b"data: xxxx\n" * 40], ids=["one line", "many lines"])
+@pytest.mark.parametrize(
+    "body", [b"data: " + b"x" * 200, b"data: xxxx\n" * 40, b"error: xxxx\n" * 40], ids=["one", "many", "errors"]
+)
 def test_an_endless_event_is_refused(body):
     decoder = SseDecoder(max_event_bytes=100)
     pieces = [body[start : start + 7] for start in range(0, len(body), 7)]
