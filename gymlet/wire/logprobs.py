@@ -20,32 +20,33 @@ def read_logprobs(raw: Json) -> tuple[Json, ...]:
     """A choice's ``logprobs`` as OpenAI has them: OpenAI's own form, or the parallel lists of older servers."""
     if isinstance(raw.get("tokens"), list):
         scores = raw.get("token_logprobs") or []
-        return tuple(_token(token, score) for token, score in zip(raw["tokens"], scores, strict=False))
+        pairs = zip(raw["tokens"], scores, strict=False)
+        return tuple({**_score({"token": token, "logprob": score}), "top_logprobs": []} for token, score in pairs)
     return tuple(
         {
-            **_token(entry["token"], entry["logprob"], entry.get("bytes")),
-            "top_logprobs": [_score(top["token"], top["logprob"], top.get("bytes")) for top in _alternatives(entry)],
+            **_score(entry),
+            "top_logprobs": [_score(top) for top in entry.get("top_logprobs") or ()],
         }
         for entry in raw.get("content") or ()
     )
 
 
-def tail(tokens: list[Json], chars: int) -> tuple[Json, ...]:
-    """The last tokens, as many as it takes to spell ``chars`` characters."""
-    start = len(tokens)
-    while start and chars > 0:
+def tail(tokens: list[Json], text: str) -> tuple[Json, ...]:
+    """The last tokens, as many as it takes to spell ``text``; a character may be made of several."""
+    start, size = len(tokens), len(text.encode())
+    while start and size > 0:
         start -= 1
-        chars -= len(tokens[start]["token"])
+        size -= len(tokens[start]["bytes"])
     return tuple(tokens[start:])
 
 
-def _alternatives(entry: Json) -> list[Json]:
-    return entry.get("top_logprobs") or []
-
-
-def _token(token: str, score: float | None, raw: list[int] | None = None) -> Json:
-    return {**_score(token, score, raw), "top_logprobs": []}
-
-
-def _score(token: str, score: float | None, raw: list[int] | None = None) -> Json:
-    return {"token": token, "logprob": score or 0.0, "bytes": list(token.encode()) if raw is None else raw}
+def _score(entry: Json) -> Json:
+    token, score, raw = entry["token"], entry.get("logprob"), entry.get("bytes")
+    if not isinstance(token, str):
+        raise TypeError(token)
+    known = isinstance(raw, list) and all(isinstance(byte, int) for byte in raw)
+    return {
+        "token": token,
+        "logprob": score if isinstance(score, int | float) else 0.0,
+        "bytes": raw if known else list(token.encode()),
+    }

@@ -34,6 +34,7 @@ TAGS = {
 IMPLICIT_CLOSING = "</think>"
 """What ends a block that a template opened: every template known to do so uses this tag."""
 
+OPENING = "<think>"
 QUOTES = ("`", "'", '"')
 State = Literal["start", "reasoning", "answer"]
 
@@ -154,7 +155,7 @@ class Tagged:
         if said:
             last = said[-1]
             if isinstance(last, Text):
-                said[-1] = Text(last.text, tail(self._logprobs, len(last.text)))
+                said[-1] = Text(last.text, tail(self._logprobs, last.text))
             self._logprobs = []
         return said
 
@@ -168,79 +169,101 @@ class Tagged:
             return (Reasoning(held),)
         return self._scored([Text(held)], ())
 
-    def _text(self, text: str) -> Iterable[Delta]:
+    def _text(self, text: str) -> list[Delta]:
         if self._harmony is not None:
             return self._harmony.feed(text)
         text, self._held = self._held + text, ""
-        return _STEPS[self._state](self, text)
-
-    def start(self, text: str) -> Iterable[Delta]:
-        """Only white space so far."""
-        stripped = text.lstrip()
-        for opening, closing in TAGS.items():
-            if stripped.startswith(opening):
-                return self._enter(stripped[len(opening) :], closing)
-        if stripped.startswith(STARTS):
-            self._harmony = Harmony(self._new_id)
-            return self._harmony.feed(stripped)
-        if any(opening.startswith(stripped) for opening in (*TAGS, *STARTS)):
-            self._held = stripped
-            blank = text[: len(text) - len(stripped)]
-            return (Text(blank),) if blank else ()
-        if self._implicit and not (self._json and stripped[0] in "{["):
-            return self._enter(text, IMPLICIT_CLOSING)
-        self._state = "answer"
-        return self.answer(text)
-
-    def _enter(self, text: str, closing: str) -> Iterable[Delta]:
-        self._state, self._closing, self._bare_closing, self._implicit = "reasoning", closing, False, False
-        self._block = []
-        return self.reason(text)
-
-    def reason(self, text: str) -> Iterable[Delta]:
-        """Inside a block, up to its closing tag."""
-        reasoning, tag, rest = text.partition(self._closing)
-        if not tag:
-            kept = overlap(text, self._closing)
-            reasoning, self._held = text[: len(text) - kept], text[len(text) - kept :]
-        if reasoning and self._unclosed_is_answer:
-            self._block.append(reasoning)
-        said: list[Delta] = [Reasoning(reasoning)] if reasoning else []
-        if tag:
-            self._state = "answer"
-            if rest:
-                said += self.answer(rest)
+        said: list[Delta] = []
+        at = 0
+        while at < len(text):
+            at = _STEPS[self._state](self, text, at, said)
         return said
 
-    def answer(self, text: str) -> Iterable[Delta]:
+    def start(self, text: str, at: int, said: list[Delta]) -> int:
+        """Only white space so far."""
+        stripped = text[at:].lstrip()
+        begin = len(text) - len(stripped)
+        for opening, closing in TAGS.items():
+            if stripped.startswith(opening):
+                self._enter(closing)
+                return begin + len(opening)
+        if stripped.startswith(STARTS):
+            self._harmony = Harmony(self._new_id)
+            said += self._harmony.feed(stripped)
+            return len(text)
+        if any(opening.startswith(stripped) for opening in (*TAGS, *STARTS)):
+            self._held = stripped
+            _say(Text, text[at:begin], said)
+            return len(text)
+        if self._implicit and not (self._json and stripped[0] in "{["):
+            _say(Text, text[at:begin], said)
+            self._enter(IMPLICIT_CLOSING)
+            return begin
+        self._state = "answer"
+        return at
+
+    def _enter(self, closing: str) -> None:
+        self._state, self._closing, self._bare_closing, self._implicit = "reasoning", closing, False, False
+        self._block = []
+
+    def reason(self, text: str, at: int, said: list[Delta]) -> int:
+        """Inside a block, up to its closing tag."""
+        end = text.find(self._closing, at)
+        closed = end >= 0
+        if not closed:
+            end = self._hold_tag(text, at, self._closing)
+        _say(Reasoning, text[at:end], said)
+        if self._unclosed_is_answer:
+            self._block.append(text[at:end])
+        if not closed:
+            return len(text)
+        self._state = "answer"
+        return end + len(self._closing)
+
+    def answer(self, text: str, at: int, said: list[Delta]) -> int:
         """Tags are text here, but for a closing tag that nothing opened, and for blocks that may open anywhere."""
         if self._interleaved:
-            return self._answer_between_blocks(text)
-        if not self._bare_closing:
-            return (Text(text),)
-        before, tag, after = text.partition(IMPLICIT_CLOSING)
-        if "<think>" in before or (tag and before.endswith(QUOTES)):
+            return self._answer_up_to_a_block(text, at, said)
+        if self._bare_closing:
+            return self._answer_up_to_a_bare_closing(text, at, said)
+        said.append(Text(text[at:]))
+        return len(text)
+
+    def _answer_up_to_a_block(self, text: str, at: int, said: list[Delta]) -> int:
+        opening = text.find(OPENING, at)
+        if opening < 0:
+            _say(Text, text[at : self._hold_tag(text, at, OPENING)], said)
+            return len(text)
+        _say(Text, text[at:opening], said)
+        self._enter(IMPLICIT_CLOSING)
+        return opening + len(OPENING)
+
+    def _answer_up_to_a_bare_closing(self, text: str, at: int, said: list[Delta]) -> int:
+        closing = text.find(IMPLICIT_CLOSING, at)
+        end = closing if closing >= 0 else len(text)
+        if OPENING in text[at:end] or (closing > at and text[closing - 1] in QUOTES):
             self._bare_closing = False
-            return (Text(text),)
-        if tag:
-            self._bare_closing = False
-            return [Text(piece) for piece in (before, after) if piece]
-        return self._hold_tag(text, IMPLICIT_CLOSING, "<think>")
+            return at
+        if closing < 0:
+            _say(Text, text[at : self._hold_tag(text, at, IMPLICIT_CLOSING, OPENING)], said)
+            return len(text)
+        _say(Text, text[at:closing], said)
+        self._bare_closing = False
+        return closing + len(IMPLICIT_CLOSING)
 
-    def _answer_between_blocks(self, text: str) -> Iterable[Delta]:
-        before, tag, after = text.partition("<think>")
-        if not tag:
-            return self._hold_tag(text, "<think>")
-        said: list[Delta] = [Text(before)] if before else []
-        return [*said, *self._enter(after, IMPLICIT_CLOSING)]
-
-    def _hold_tag(self, text: str, *tags: str) -> Iterable[Delta]:
-        kept = max(overlap(text, tag) for tag in tags)
-        said, self._held = text[: len(text) - kept], text[len(text) - kept :]
-        return (Text(said),) if said else ()
+    def _hold_tag(self, text: str, at: int, *tags: str) -> int:
+        """Keep the end of the text if a tag may begin there; where that is."""
+        begin = max(at, len(text) - max(overlap(text, tag) for tag in tags))
+        self._held = text[begin:]
+        return begin
 
 
-_STEPS: dict[State, Callable[[Tagged, str], Iterable[Delta]]] = {
+def _say(kind: type[Text] | type[Reasoning], text: str, said: list[Delta]) -> None:
+    if text:
+        said.append(kind(text))
+
+
+_STEPS: dict[State, Callable[[Tagged, str, int, list[Delta]], int]] = {
     "start": Tagged.start,
     "reasoning": Tagged.reason,
     "answer": Tagged.answer,

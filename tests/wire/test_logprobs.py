@@ -63,9 +63,11 @@ def test_other_shapes_are_read():
 
 def test_the_tail_spells_the_text():
     tokens = [token(each) for each in ("ab", "c", "de")]
-    assert [each["token"] for each in tail(tokens, 3)] == ["c", "de"]
-    assert tail(tokens, 0) == ()
-    assert len(tail(tokens, 99)) == 3
+    assert [each["token"] for each in tail(tokens, "cde")] == ["c", "de"]
+    assert tail(tokens, "") == ()
+    assert len(tail(tokens, "x" * 99)) == 3
+    halves = [{"token": "\\xc3", "bytes": [0xC3]}, {"token": "\\xa9", "bytes": [0xA9]}]
+    assert tail([token("a"), *halves], "é") == tuple(halves)
 
 
 @pytest.mark.parametrize(
