@@ -158,14 +158,18 @@ class ModelServer:
         shell = envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=options.model, store=store)
         keep = partial(self._store.keep, recalled) if store else None
         writer = ResponseWriter(shell, view, new_id=new_id, now=now_s, keep=keep)
-        return Exchange(body, Reply(self._reader(), self._splitter(body, Plain()), writer))
+        return Exchange(
+            body, Reply(self._reader(), self._splitter(body, Plain()), writer, self._provider.provider.redact)
+        )
 
     def _through_completions(self, request: Json, stream: bool) -> Exchange:
         body = pass_chat(request, self.options, stream=stream)
         shell = {"id": new_id("chatcmpl-"), "created": now_s(), "model": self.options.model}
         asked = (request.get("stream_options") or {}).get("include_usage") is True
         writer = CompletionWriter(shell, include_usage=asked)
-        return Exchange(body, Reply(self._reader(), self._splitter(body, Verbatim()), writer))
+        return Exchange(
+            body, Reply(self._reader(), self._splitter(body, Verbatim()), writer, self._provider.provider.redact)
+        )
 
     def _reader(self) -> ChatReader:
         return ChatReader(new_id, completion_excludes_reasoning=self.options.completion_excludes_reasoning)
@@ -177,10 +181,11 @@ class ModelServer:
             return unparsed
         if options.reasoning_in == "field":
             return Verbatim()
+        form = body.get("response_format")
         return Tagged(
             new_id,
             implicit=options.opens_in_reasoning and not thinking_is_off(body),
-            json=(body.get("response_format") or {}).get("type") in ("json_object", "json_schema"),
+            json=isinstance(form, dict) and form.get("type") in ("json_object", "json_schema"),
             unclosed=options.unclosed_reasoning,
             interleaved=options.reasoning_in == "interleaved_tags",
         )

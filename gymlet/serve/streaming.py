@@ -6,17 +6,26 @@ Awaiting the write is the back-pressure: while the client does not take what the
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from aiohttp import web
 
 from gymlet.serve.upstream import Answer
 from gymlet.wire.deltas import Json
-from gymlet.wire.errors import ProviderError, StreamError
+from gymlet.wire.errors import GymletError, ProviderError, StreamError
 from gymlet.wire.provider_errors import MAX_PAGE_CHARS, error_message
 from gymlet.wire.reply import Reply
 
+log = logging.getLogger(__name__)
+
 KEEP_ALIVE_S = 15.0
 """Some clients give up on a stream that is silent for longer."""
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+"""The longest reply that is read as a whole."""
+
+MAX_WORDS = 200
+BOM = b"\xef\xbb\xbf"
 
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -29,55 +38,94 @@ async def relay(request: web.Request, answer: Answer, reply: Reply) -> web.Strea
     """Stream one reply to the client, each of the provider's pieces as it comes, in one write."""
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
-    first = answer.read_now() if answer.streams else b""
-    await response.write(reply.open() + reply.feed(first))
-    last = await (_pump(answer, reply, response) if answer.streams else _whole(answer, reply))
+    try:
+        last = await _copy(answer, reply, response)
+    except OSError:
+        return response  # the client has left
+    except Exception:
+        log.exception("unexpected error in a stream: %s", request.path)
+        last = reply.fail(GymletError("internal error; the server's log has the details"))
     await response.write_eof(last)
     return response
 
 
 async def collect(answer: Answer, reply: Reply) -> Json:
     """One reply as a whole. Raises the ProviderError that ended it, if one did."""
-    if answer.streams:
-        while not reply.ended and (chunk := await answer.read_some()):
-            reply.feed(chunk)
-        reply.close()
-    else:
-        await _whole(answer, reply)
+    intake = Intake(answer, reply)
+    while not reply.ended:
+        await intake.next()
     if reply.error is not None:
         raise reply.error
     return reply.response
 
 
-async def _pump(answer: Answer, reply: Reply, response: web.StreamResponse) -> bytes:
-    """Everything but the last events, which are returned."""
+async def _copy(answer: Answer, reply: Reply, response: web.StreamResponse) -> bytes:
+    """Everything but the last events, which are returned; one is repeated when the client had none for KEEP_ALIVE_S."""
+    loop = asyncio.get_running_loop()
+    intake = Intake(answer, reply)
+    events = reply.open() + intake.now()
     while not reply.ended:
-        try:
-            async with asyncio.timeout(KEEP_ALIVE_S):
-                chunk = await answer.read_some()
-        except TimeoutError:
-            await response.write(reply.keep_alive())
-            continue
-        except StreamError as error:
-            return reply.fail(error)
-        events = reply.feed(chunk) if chunk else reply.close()
-        if reply.ended:
-            return events
         if events:
             await response.write(events)
-    return b""
+            silent_until = loop.time() + KEEP_ALIVE_S
+        try:
+            async with asyncio.timeout_at(silent_until):
+                events = await intake.next()
+        except TimeoutError:
+            events = reply.keep_alive()
+    return events
 
 
-async def _whole(answer: Answer, reply: Reply) -> bytes:
-    """A body that is no stream: JSON, whatever it calls itself, or an error that says what came instead."""
-    try:
-        body = await answer.read()
-    except ProviderError as error:
-        return reply.fail(error)
-    start = body.lstrip()[:1]
-    if start == b"{":
-        return reply.feed_body(body)
-    if start in (b"d", b":", b"e"):
-        return reply.feed(body) + reply.close()
-    words = error_message(body[:MAX_PAGE_CHARS].decode("utf-8", "replace"))[:200]
-    return reply.fail(ProviderError(f"the provider sent {answer.content_type} instead of a reply: {words!r}"))
+class Intake:
+    """Feeds a provider's answer to a reply, piece by piece. Owns the pieces of a body that is no stream.
+
+    What a body is, its first byte says: not every provider labels its streams, nor its errors.
+    """
+
+    def __init__(self, answer: Answer, reply: Reply) -> None:
+        self._answer = answer
+        self._reply = reply
+        self._begun = False
+        self._is_whole = answer.is_labelled_whole
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def now(self) -> bytes:
+        """The events of what has come already."""
+        try:
+            chunk = self._answer.read_now()
+        except StreamError as error:
+            return self._reply.fail(error)
+        return self._feed(chunk) if chunk else b""
+
+    async def next(self) -> bytes:
+        """The events of the next piece, or of the end. It may be cancelled, and called again."""
+        try:
+            chunk = await self._answer.read_some()
+        except StreamError as error:
+            return self._reply.fail(error)
+        return self._feed(chunk) if chunk else self._end()
+
+    def _feed(self, chunk: bytes) -> bytes:
+        start = chunk.removeprefix(BOM).lstrip()[:1]
+        if start and not self._begun:
+            self._begun = True
+            self._is_whole = start in b"{[<" or (self._is_whole and start not in b"de:i")
+        if self._begun and not self._is_whole:
+            chunk, self._pieces = b"".join((*self._pieces, chunk)), []
+            return self._reply.feed(chunk)
+        self._pieces.append(chunk)
+        self._size += len(chunk)
+        if self._size > MAX_BODY_BYTES:
+            return self._reply.fail(ProviderError(f"the provider's reply has more than {MAX_BODY_BYTES} bytes"))
+        return b""
+
+    def _end(self) -> bytes:
+        if not self._is_whole:
+            return self._reply.close()
+        body = b"".join(self._pieces).removeprefix(BOM).strip()
+        if body.startswith(b"{"):
+            return self._reply.feed_body(body)
+        words = error_message(body[:MAX_PAGE_CHARS].decode("utf-8", "replace"))[:MAX_WORDS]
+        kind = self._answer.content_type
+        return self._reply.fail(ProviderError(f"the provider sent {kind} instead of a reply: {words!r}"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
 import orjson
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
 
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import ProviderError, StreamError
@@ -24,6 +26,10 @@ READ_CHUNK_BYTES = 256 * 1024
 MAX_ERROR_BODY_BYTES = 1024 * 1024
 
 
+DRAIN_S = 0.1
+"""What is left behind ``[DONE]`` is the end of the body, already on its way."""
+
+BROKEN = (aiohttp.ClientError, HttpProcessingError, OSError)
 _WHOLE = ("application/json", "text/html")
 
 
@@ -37,9 +43,19 @@ class Provider:
     num_concurrent_requests: int = 1000
 
     @property
-    def completions_url(self) -> str:
-        """The endpoint that every reply comes from."""
-        return f"{self.base_url.rstrip('/')}/chat/completions"
+    def completions_url(self) -> URL:
+        """The endpoint that every reply comes from; a query of the base_url (Azure's api-version) stays."""
+        base = URL(self.base_url)
+        return (base / "chat" / "completions").with_query(base.query)
+
+    @property
+    def place(self) -> str:
+        """The endpoint as it may be shown."""
+        return str(self.completions_url.with_query(None))
+
+    def redact(self, text: str) -> str:
+        """The text without the key."""
+        return text.replace(self.api_key, "****") if self.api_key else text
 
 
 class Answer:
@@ -49,9 +65,9 @@ class Answer:
         self._response = response
 
     @property
-    def streams(self) -> bool:
-        """Whether the body may be a stream of events; not every provider labels it so."""
-        return self._response.content_type not in _WHOLE
+    def is_labelled_whole(self) -> bool:
+        """Whether the body says that it is no stream of events; not every provider labels it right."""
+        return self._response.content_type in _WHOLE
 
     @property
     def content_type(self) -> str:
@@ -59,22 +75,25 @@ class Answer:
         return self._response.content_type
 
     def read_now(self) -> bytes:
-        """What has come already, without waiting for more."""
-        return self._response.content.read_nowait()
+        """What has come already, without waiting for more. Raises StreamError when the connection broke."""
+        try:
+            return self._response.content.read_nowait()
+        except BROKEN as error:
+            raise StreamError(f"the provider's reply broke off: {_cause(error)}") from error
 
     async def read_some(self) -> bytes:
         """The next bytes as they came; b"" at the end. Raises StreamError when the connection breaks."""
         try:
             return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise StreamError(f"the provider's stream broke off: {_cause(error)}") from error
-
-    async def read(self) -> bytes:
-        """The whole body. Raises StreamError when the connection breaks."""
-        try:
-            return await self._response.read()
-        except (aiohttp.ClientError, OSError) as error:
+        except BROKEN as error:
             raise StreamError(f"the provider's reply broke off: {_cause(error)}") from error
+
+    async def drain(self) -> None:
+        """Read what is left, if it comes at once: then the connection can be used again."""
+        with suppress(TimeoutError, *BROKEN):
+            async with asyncio.timeout(DRAIN_S):
+                while not self._response.content.at_eof():
+                    await self._response.content.readany()
 
 
 class Upstream:
@@ -82,6 +101,7 @@ class Upstream:
 
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
+        self._url = provider.completions_url
         self._slots = asyncio.Semaphore(provider.num_concurrent_requests)
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if provider.api_key:
@@ -105,36 +125,37 @@ class Upstream:
             try:
                 if response.status >= 300:
                     raise await self._refusal(response)
-                yield Answer(response)
+                answer = Answer(response)
+                yield answer
+                await answer.drain()
             finally:
                 response.release()
 
     async def _send(self, body: bytes) -> aiohttp.ClientResponse:
-        url = self.provider.completions_url
+        place = self.provider.place
         try:
-            return await self._session.post(url, data=body, allow_redirects=False)
+            return await self._session.post(self._url, data=body, allow_redirects=False)
         except TimeoutError as error:
             raise ProviderError(
-                f"{url} did not accept a connection in {CONNECT_TIMEOUT_S:g} s", status=504, failure_class="timeout"
+                f"{place} did not accept a connection in {CONNECT_TIMEOUT_S:g} s", status=504, failure_class="timeout"
             ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise ProviderError(f"{url} cannot be reached: {_cause(error)}") from error
+        except BROKEN as error:
+            raise ProviderError(f"{place} cannot be reached: {_cause(error)}") from error
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> ProviderError:
         if response.status < 400:
-            return ProviderError(f"{self.provider.completions_url} redirects elsewhere; name the final base_url")
+            return ProviderError(f"{self.provider.place} redirects elsewhere; name the final base_url")
         try:
             body = await _read_up_to(response.content, MAX_ERROR_BODY_BYTES)
-        except (aiohttp.ClientError, OSError):
+        except BROKEN:
             body = b""
-        if self.provider.api_key:
-            body = body.replace(self.provider.api_key.encode(), b"****")
         error = read_error(
             response.status,
             body,
             retry_after=response.headers.get("Retry-After"),
-            request_id=response.headers.get("x-request-id"),
+            request_id=self.provider.redact(response.headers.get("x-request-id", "")) or None,
         )
+        error.hide(self.provider.redact)
         log.info("provider refused: status=%d class=%s", response.status, error.failure_class)
         return error
 

@@ -13,6 +13,7 @@ Each carries ``failure_class``, the name under which a failed rollout is filed (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 FailureClass = Literal[
@@ -53,6 +54,12 @@ class GymletError(Exception):
             self.status = status
         if failure_class is not None:
             self.failure_class = failure_class
+
+    def hide(self, redact: Callable[[str], str]) -> None:
+        """Take out what nobody may see."""
+        self.message = redact(self.message)
+        self.args = (self.message,)
+        self.code = None if self.code is None else redact(self.code)
 
 
 class RequestError(GymletError):

@@ -27,6 +27,9 @@ CONTEXT_OVERFLOW = (
 """How providers say that the prompt is too long; clients look for the code ``context_length_exceeded``."""
 
 MAX_PAGE_CHARS = 10_000
+MAX_DEPTH, MAX_ENTRIES = 8, 20
+"""How far down, and how far along, the words are looked for."""
+
 _PAGE = re.compile(r"\s*<(!doctype|html|head|body|!--|\?xml)", re.IGNORECASE)
 _MARKUP = re.compile(r"<(script|style)\b.*?(</\1\s*>|\Z)|<!--.*?(-->|\Z)|<[^>]*(>|\Z)", re.IGNORECASE | re.DOTALL)
 
@@ -76,22 +79,24 @@ def plain_text(text: str) -> str:
     return unescape(_MARKUP.sub(" ", text[:MAX_PAGE_CHARS]))
 
 
-def _candidates(payload: object) -> Iterator[object]:
+def _candidates(payload: object, depth: int = 0) -> Iterator[object]:
     """The places where providers put their words, the most telling first."""
+    if depth > MAX_DEPTH:
+        return
     if isinstance(payload, list):
-        for entry in payload:
-            yield from _candidates(entry)
+        for entry in payload[:MAX_ENTRIES]:
+            yield from _candidates(entry, depth + 1)
     elif isinstance(payload, str):
         yield payload
     elif isinstance(payload, dict):
         metadata = payload.get("metadata")
         if isinstance(metadata, dict) and metadata.get("raw"):
-            yield from _candidates(_parse_text(metadata["raw"]))
+            yield from _candidates(_parse_text(metadata["raw"]), depth + 1)
         if isinstance(payload.get("loc"), list | tuple) and payload.get("msg"):
             yield f"{'.'.join(map(str, payload['loc']))}: {payload['msg']}"
         for key in ("error", "base_resp", "message", "detail", "msg", "status_msg"):
             if payload.get(key):
-                yield from _candidates(payload[key])
+                yield from _candidates(payload[key], depth + 1)
 
 
 def _find_code(payload: object) -> str | None:

@@ -7,7 +7,7 @@ The same deltas make the streamed and the whole reply; a whole body from the pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import orjson
@@ -19,8 +19,11 @@ from gymlet.wire.reasoning import Splitter
 from gymlet.wire.shape import TextShape
 from gymlet.wire.sse import SseDecoder, SseEvent
 
-MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError)
 """What reading JSON of another shape than a chat completion's leads to; looking before would slow every chunk down."""
+
+UNWRITABLE = (orjson.JSONEncodeError, RecursionError)
+"""What writing JSON that is nested too deeply leads to."""
 
 
 class Writer(Protocol):
@@ -59,15 +62,19 @@ class Writer(Protocol):
 class Reply:
     """Feed the provider's bytes, get the client's. Owns whether the reply has ended, and how.
 
-    ``ended`` is true once nothing more may be fed; ``error`` is then why, or None.
+    ``ended`` is true once nothing more may be fed; ``error`` is then why, or None. ``redact`` takes out of an error's
+    words what nobody may see.
     """
 
-    def __init__(self, reader: ChatReader, splitter: Splitter, writer: Writer) -> None:
+    def __init__(
+        self, reader: ChatReader, splitter: Splitter, writer: Writer, redact: Callable[[str], str] = str
+    ) -> None:
         self._decoder = SseDecoder()
         self._shape = TextShape()
         self._reader = reader
         self._splitter = splitter
         self._writer = writer
+        self._redact = redact
         self._done = False
         self._whole = False
         self.ended = False
@@ -87,7 +94,7 @@ class Reply:
         return self._writer.keep_alive()
 
     def feed(self, chunk: bytes) -> bytes:
-        """The events that these bytes complete; an error of the provider ends the reply."""
+        """The events that these bytes complete; ``[DONE]``, or an error of the provider, ends the reply."""
         if self.ended:
             return b""
         try:
@@ -95,57 +102,67 @@ class Reply:
         except StreamError as error:
             return self.fail(error)
         failure = self._read(events)
-        return self._writer.take() if failure is None else self.fail(failure)
+        if failure is not None:
+            return self.fail(failure)
+        return self._finish() if self._done else self._writer.take()
 
     def feed_body(self, body: bytes) -> bytes:
         """A whole reply that is no stream: all events at once, terminal one included."""
         self._whole = True
         failure = self._read([("", body.strip())])
-        return self.close() if failure is None else self.fail(failure)
+        return self._finish() if failure is None else self.fail(failure)
 
     def close(self) -> bytes:
         """The rest, once the provider has sent its last byte."""
         if self.ended:
             return b""
         failure = self._read(self._decoder.close())
-        try:
-            last = self._reader.close(done=self._done, whole=self._whole)
-        except MISSHAPEN:
-            failure = failure or StreamError("the provider's token counts cannot be read")
-        failure = failure or self._reader.failure
-        if failure is not None:
-            return self.fail(failure)
-        finish = next((delta for delta in last if isinstance(delta, Finish)), None)
-        self._writer.feed((*self._splitter.close(finish), *last))
-        self.ended = True
-        return self._writer.close()
+        return self._finish() if failure is None else self.fail(failure)
 
     def fail(self, error: GymletError) -> bytes:
         """End the reply with ``error``; what was said so far stays said."""
         if self.ended:
             return b""
-        self._writer.feed(self._splitter.close(None))
-        self.ended = True
+        error.hide(self._redact)
         self.error = error
+        self._write(self._splitter.close(None))
+        self.ended = True
         return self._writer.fail(error)
+
+    def _finish(self) -> bytes:
+        try:
+            last = self._reader.close(done=self._done, whole=self._whole)
+        except MISSHAPEN:
+            return self.fail(StreamError("the provider's token counts cannot be read"))
+        if self._reader.failure is not None:
+            return self.fail(self._reader.failure)
+        finish = next((delta for delta in last if isinstance(delta, Finish)), None)
+        failure = self._write((*self._splitter.close(finish), *last))
+        if failure is not None:
+            return self.fail(failure)
+        try:
+            end = self._writer.close()
+        except UNWRITABLE:
+            return self.fail(_unwritable())
+        self.ended = True
+        return end
 
     def _read(self, events: list[SseEvent]) -> StreamError | None:
         deltas: list[Delta] = []
         failure = None
         at = 0
-        while at < len(events) and failure is None:
+        while at < len(events) and failure is None and not self._done:
             run, end = self._shape.run(events, at)
             if run is not None:
                 deltas.append(run)
             if end == at:
                 failure = self._read_event(*events[at], deltas)
             at = max(end, at + 1)
-        self._writer.feed(self._splitter.feed(deltas))
-        return failure
+        return self._write(self._splitter.feed(deltas)) or failure
 
     def _read_event(self, name: str, data: bytes, deltas: list[Delta]) -> StreamError | None:
         """Add what one event says, or return why it says nothing."""
-        if data == b"[DONE]":
+        if data.strip() == b"[DONE]":
             self._done = True
             return None
         payload, failure = _parse(name, data)
@@ -162,12 +179,26 @@ class Reply:
                 self._shape.learn(data, found, steady=self._reader.steady)
         return failure
 
+    def _write(self, deltas: Iterable[Delta]) -> StreamError | None:
+        """Give the writer its deltas; why not, if they cannot be written."""
+        try:
+            self._writer.feed(deltas)
+        except UNWRITABLE:
+            return _unwritable()
+        return None
+
+
+def _unwritable() -> StreamError:
+    return StreamError("the provider sent what cannot be passed on, such as JSON that is nested too deeply")
+
 
 def _parse(name: str, data: bytes) -> tuple[Json, StreamError | None]:
     """The event's JSON; an error event, or what is no object, as an error."""
     try:
         payload = orjson.loads(data)
     except orjson.JSONDecodeError:
+        if name not in ("", "error", "message"):
+            return {}, None  # a ping, or whatever else is none of the reply
         return {}, StreamError(f"the provider sent what is not JSON: {_start(data)}")
     if not isinstance(payload, dict):
         return {"error": payload or "no object"}, None

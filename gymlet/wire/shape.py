@@ -31,6 +31,8 @@ class TextShape:
         """What the events of this shape say, from ``start`` on, and where they end."""
         strings = self._strings(events, start)
         texts = _parse_strings(strings) if strings else []
+        if strings and not texts:
+            self._forget()
         return Run(self._kind, texts) if texts else None, start + len(texts)
 
     def learn(self, data: bytes, deltas: list[Delta], *, steady: bool) -> None:
@@ -45,8 +47,14 @@ class TextShape:
         before, _, after = data.partition(orjson.dumps(delta.text))
         if not after or orjson.dumps(delta.text) in after:
             return
-        self._misses = 0 if (before + b'"', b'"' + after) == (self._before, self._after) else self._misses + 1
+        if self._before:
+            self._misses = 0 if (before + b'"', b'"' + after) == (self._before, self._after) else self._misses + 1
         self._before, self._after, self._kind = before + b'"', b'"' + after, type(delta)
+
+    def _forget(self) -> None:
+        """What looks like the shape says something else: looking on would cost more than it saves."""
+        self._before = self._after = b""
+        self._misses += 1
 
     def _strings(self, events: list[SseEvent], start: int) -> list[bytes]:
         """The bytes that stand between the quotes."""
