@@ -12,33 +12,42 @@ from gymlet.wire.errors import RequestError
 from gymlet.wire.request import items_of
 
 MAX_BYTES = 64 * 1024 * 1024
-"""What all of them may be together, as JSON."""
+"""What all of them may be together."""
 
 
 class Recalled(NamedTuple):
-    """A request with all that it refers to in its ``input``; the first ``earlier`` items come from the store."""
+    """A request with all that it refers to in its ``input``; the first ``earlier`` items come from these ``turns``."""
 
     request: Json
     earlier: int
+    turns: tuple[bytes, ...]
 
 
 class Stored(NamedTuple):
-    """A response, and the conversation up to its end: a later one shares the items of those before it."""
+    """A response, and the turns up to its end, as JSON: a later one shares the bytes of those before it.
 
-    response: Json
-    items: list[Json]
+    ``size_bytes`` counts the shared ones as well: they live as long as any that has them.
+    """
+
+    response: bytes
+    turns: tuple[bytes, ...]
     item_ids: list[str]
-    size_bytes: int
+    failed: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes."""
+        return len(self.response) + sum(map(len, self.turns))
 
 
 class ResponseStore:
-    """The last ``max_responses`` responses. Owns them and their items; nothing outlives the process."""
+    """The last ``max_responses`` responses. Owns them; nothing outlives the process."""
 
     def __init__(self, max_responses: int, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
         self._responses: OrderedDict[str, Stored] = OrderedDict()
-        self._items: dict[str, Json] = {}
+        self._by_item: dict[str, str] = {}
         self._size_bytes = 0
 
     def takes(self, request: Json) -> bool:
@@ -47,23 +56,27 @@ class ResponseStore:
 
     def recall(self, request: Json) -> Recalled:
         """A checked request with its earlier items. Raises RequestError for a response that is not here."""
-        earlier = self._conversation(request["previous_response_id"]) if request.get("previous_response_id") else []
-        return Recalled({**request, "input": [*earlier, *map(self._dereferenced, items_of(request))]}, len(earlier))
+        turns = self._turns(request["previous_response_id"]) if request.get("previous_response_id") else ()
+        earlier = [item for turn in turns for item in orjson.loads(turn)]
+        own = map(self._dereferenced, items_of(request))
+        return Recalled({**request, "input": [*earlier, *own]}, len(earlier), turns)
 
     def keep(self, recalled: Recalled, response: Json, echo: list[Json]) -> None:
         """Store a response that has ended, with what it answered; ``echo`` is what it said, reasoning sealed."""
-        items = recalled.request["input"]
+        turn = orjson.dumps([*recalled.request["input"][recalled.earlier :], *echo])
         item_ids = [item["id"] for item in echo]
-        size_bytes = len(orjson.dumps([items[recalled.earlier :], echo]))
-        self._responses[response["id"]] = Stored(response, [*items, *echo], item_ids, size_bytes)
-        self._items |= zip(item_ids, echo, strict=True)
-        self._size_bytes += size_bytes
+        failed = response["status"] == "failed"
+        stored = Stored(orjson.dumps(response), (*recalled.turns, turn), item_ids, failed)
+        self._responses[response["id"]] = stored
+        self._by_item |= dict.fromkeys(item_ids, response["id"])
+        self._size_bytes += stored.size_bytes
         while len(self._responses) > self._max_responses or self._size_bytes > self._max_bytes:
             self._drop(next(iter(self._responses)))
 
     def get(self, response_id: str) -> Json:
         """A stored response. Raises RequestError (404)."""
-        return self._find(response_id).response
+        response: Json = orjson.loads(self._find(response_id).response)
+        return response
 
     def delete(self, response_id: str) -> None:
         """Forget a response. Raises RequestError (404)."""
@@ -80,9 +93,9 @@ class ResponseStore:
         stored = self._responses.pop(response_id)
         self._size_bytes -= stored.size_bytes
         for item_id in stored.item_ids:
-            self._items.pop(item_id, None)
+            del self._by_item[item_id]
 
-    def _conversation(self, response_id: str) -> list[Json]:
+    def _turns(self, response_id: str) -> tuple[bytes, ...]:
         stored = self._responses.get(response_id)
         if stored is None:
             raise RequestError(
@@ -91,15 +104,19 @@ class ResponseStore:
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-        if stored.response["status"] == "failed":
+        if stored.failed:
             raise RequestError(
                 f"'previous_response_id': the response '{response_id}' failed; go on from the one before it",
                 param="previous_response_id",
             )
-        return stored.items
+        return stored.turns
 
     def _dereferenced(self, item: object) -> object:
         """The item that a reference names; a reference to nothing stays, and is refused when it is read."""
-        if isinstance(item, dict) and item.get("type") == "item_reference":
-            return self._items.get(str(item.get("id")), item)
-        return item
+        if not isinstance(item, dict) or item.get("type") != "item_reference":
+            return item
+        response_id = self._by_item.get(str(item.get("id")))
+        if response_id is None:
+            return item
+        turn = orjson.loads(self._responses[response_id].turns[-1])
+        return next(each for each in turn if each.get("id") == item["id"])

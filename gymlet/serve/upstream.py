@@ -90,10 +90,13 @@ class Answer:
 
     async def drain(self) -> None:
         """Read what is left, if it comes at once: then the connection can be used again."""
+        content = self._response.content
+        if content.at_eof():
+            return
         with suppress(TimeoutError, *BROKEN):
             async with asyncio.timeout(DRAIN_S):
-                while not self._response.content.at_eof():
-                    await self._response.content.readany()
+                while not content.at_eof():
+                    await content.readany()
 
 
 class Upstream:
@@ -132,15 +135,16 @@ class Upstream:
                 response.release()
 
     async def _send(self, body: bytes) -> aiohttp.ClientResponse:
-        place = self.provider.place
         try:
             return await self._session.post(self._url, data=body, allow_redirects=False)
         except TimeoutError as error:
             raise ProviderError(
-                f"{place} did not accept a connection in {CONNECT_TIMEOUT_S:g} s", status=504, failure_class="timeout"
+                f"{self.provider.place} did not accept a connection in {CONNECT_TIMEOUT_S:g} s",
+                status=504,
+                failure_class="timeout",
             ) from error
         except BROKEN as error:
-            raise ProviderError(f"{place} cannot be reached: {_cause(error)}") from error
+            raise ProviderError(f"{self.provider.place} cannot be reached: {_cause(error)}") from error
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> ProviderError:
         if response.status < 400:

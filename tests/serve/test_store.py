@@ -118,7 +118,7 @@ async def test_nothing_is_stored_where_that_is_wanted(provider, gymlet):
 
 def keep(store, number, text="x"):
     items = [{"id": f"msg_{number}", "type": "message", "role": "assistant", "content": text}]
-    store.keep(Recalled({"input": []}, 0), {"id": f"resp_{number}", "status": "completed"}, items)
+    store.keep(Recalled({"input": []}, 0, ()), {"id": f"resp_{number}", "status": "completed"}, items)
 
 
 def test_the_oldest_goes_first():
@@ -129,7 +129,7 @@ def test_the_oldest_goes_first():
     with pytest.raises(RequestError, match="resp_0"):
         store.get("resp_0")
     assert store.recall({"input": [{"type": "item_reference", "id": "msg_0"}]}).request["input"][0]["id"] == "msg_0"
-    assert list(store._items) == ["msg_1", "msg_2"]
+    assert list(store._by_item) == ["msg_1", "msg_2"]
 
 
 def test_bytes_are_bounded():
@@ -141,3 +141,15 @@ def test_bytes_are_bounded():
     keep(store, 99, "x" * 20_000)
     assert not store._responses, "one that is larger than everything may be is not kept"
     assert store._size_bytes == 0
+
+
+def test_a_follow_up_counts_what_it_shares():
+    store = ResponseStore(100, max_bytes=100_000)
+    recalled = Recalled({"input": [{"role": "user", "content": "x" * 30_000}]}, 0, ())
+    store.keep(recalled, {"id": "resp_1", "status": "completed", "instructions": "y" * 1_000}, [])
+    assert store._size_bytes > 31_000
+    follow_up = store.recall({"input": "z", "previous_response_id": "resp_1"})
+    assert follow_up.turns[0] is store._responses["resp_1"].turns[0]
+    store.keep(follow_up, {"id": "resp_2", "status": "completed"}, [])
+    store.delete("resp_1")
+    assert store._size_bytes > 30_000
