@@ -38,10 +38,9 @@ def error_body(error: GymletError) -> Json:
 
 
 def json_response(payload: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """``payload`` as a JSON reply."""
-    return web.Response(
-        body=orjson.dumps(payload), status=status, headers=headers, content_type="application/json", charset="utf-8"
-    )
+    """``payload`` as a JSON reply; bytes are JSON already."""
+    body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json", charset="utf-8")
 
 
 @web.middleware

@@ -106,7 +106,8 @@ class ModelServer:
         """A Responses request from inside this process. Raises RequestError or ProviderError."""
         body, reply = self._through_responses({**request, "store": False}, False)
         async with self._provider.call(body) as answer:
-            return await streaming.collect(answer, reply)
+            await streaming.collect(answer, reply)
+        return reply.response
 
     @property
     def _provider(self) -> Upstream:
@@ -138,7 +139,8 @@ class ModelServer:
         async with self._provider.call(body) as answer:
             if stream:
                 return await streaming.relay(request, answer, reply)
-            return json_response(await streaming.collect(answer, reply))
+            await streaming.collect(answer, reply)
+        return json_response(reply.body)
 
     def _through_responses(self, request: Json, stream: bool) -> Exchange:
         options = self.options

@@ -61,12 +61,12 @@ class ResponseStore:
         own = map(self._dereferenced, items_of(request))
         return Recalled({**request, "input": [*earlier, *own]}, len(earlier), turns)
 
-    def keep(self, recalled: Recalled, response: Json, echo: list[Json]) -> None:
-        """Store a response that has ended, with what it answered; ``echo`` is what it said, reasoning sealed."""
+    def keep(self, recalled: Recalled, response: Json, body: bytes, echo: list[Json]) -> None:
+        """Store a response that has ended, and what it answered; ``echo`` is what it said, reasoning sealed."""
         turn = orjson.dumps([*recalled.request["input"][recalled.earlier :], *echo])
         item_ids = [item["id"] for item in echo]
         failed = response["status"] == "failed"
-        stored = Stored(orjson.dumps(response), (*recalled.turns, turn), item_ids, failed)
+        stored = Stored(body, (*recalled.turns, turn), item_ids, failed)
         self._responses[response["id"]] = stored
         self._by_item |= dict.fromkeys(item_ids, response["id"])
         self._size_bytes += stored.size_bytes

@@ -11,7 +11,6 @@ import logging
 from aiohttp import web
 
 from gymlet.serve.upstream import Answer
-from gymlet.wire.deltas import Json
 from gymlet.wire.errors import GymletError, ProviderError, StreamError
 from gymlet.wire.provider_errors import MAX_PAGE_CHARS, error_message
 from gymlet.wire.reply import Reply
@@ -49,14 +48,13 @@ async def relay(request: web.Request, answer: Answer, reply: Reply) -> web.Strea
     return response
 
 
-async def collect(answer: Answer, reply: Reply) -> Json:
-    """One reply as a whole. Raises the ProviderError that ended it, if one did."""
+async def collect(answer: Answer, reply: Reply) -> None:
+    """Feed one reply to its end. Raises the ProviderError that ended it, if one did."""
     intake = Intake(answer, reply)
     while not reply.ended:
         await intake.next()
     if reply.error is not None:
         raise reply.error
-    return reply.response
 
 
 async def _copy(answer: Answer, reply: Reply, response: web.StreamResponse) -> bytes:

@@ -49,6 +49,11 @@ class CompletionWriter:
         self._usage: Usage | None = None
         self.response: Json = {}
 
+    @property
+    def body(self) -> bytes:
+        """The whole reply as JSON."""
+        return orjson.dumps(self.response)
+
     def open(self) -> bytes:
         """The first chunk: the role."""
         self._chunk({"role": "assistant", "content": ""})

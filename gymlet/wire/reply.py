@@ -34,6 +34,11 @@ class Writer(Protocol):
         """The whole reply, once closed."""
         ...
 
+    @property
+    def body(self) -> bytes:
+        """The same as JSON."""
+        ...
+
     def open(self) -> bytes:
         """The first events."""
         ...
@@ -84,6 +89,11 @@ class Reply:
     def response(self) -> Json:
         """The whole reply as one object, once ended."""
         return self._writer.response
+
+    @property
+    def body(self) -> bytes:
+        """The same as JSON."""
+        return self._writer.body
 
     def open(self) -> bytes:
         """The first events, before the provider has said anything."""

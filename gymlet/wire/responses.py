@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import orjson
+
 from gymlet.wire.deltas import (
     Arguments,
     Delta,
@@ -48,8 +50,8 @@ from gymlet.wire.tools import Toolbox
 INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why a reply was cut off, by the provider's finish reason."""
 
-Keep = Callable[[Json, list[Json]], None]
-"""Takes the ended response, and its output with all reasoning sealed: what a later turn may begin from."""
+Keep = Callable[[Json, bytes, list[Json]], None]
+"""Takes the ended response, its JSON, and its output with all reasoning sealed: what a later turn may begin from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,7 @@ class ResponseWriter:
         self._finish: Finish | None = None
         self._usage: Usage | None = None
         self.response = envelope
+        self.body = b""
 
     def open(self) -> bytes:
         """``response.created`` and ``response.in_progress``."""
@@ -188,9 +191,10 @@ class ResponseWriter:
     def _end(self, status: str, details: Json) -> bytes:
         usage = None if self._usage is None else _usage(self._usage)
         self.response = {**self._envelope, **details, "status": status, "output": self._output, "usage": usage}
+        self.body = orjson.dumps(self.response)
         if self._keep:
-            self._keep(self.response, self._echo)
-        self._events.emit(f"response.{status}", {"response": self.response})
+            self._keep(self.response, self.body, self._echo)
+        self._events.emit(f"response.{status}", {"response": orjson.Fragment(self.body)})
         return self._events.take() + DONE
 
     def _is_own(self, delta: Delta) -> bool:

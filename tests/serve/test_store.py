@@ -2,7 +2,8 @@
 
 import orjson
 import pytest
-from wire.pipeline import chunk, end, parse_events
+from wire.pipeline import chunk, parse_events
+from wire.pipeline import end as finished
 
 from gymlet.serve.store import Recalled, ResponseStore
 from gymlet.wire.errors import RequestError
@@ -61,7 +62,7 @@ async def test_a_failed_response_is_not_gone_on_from(serve_bytes, gymlet):
 async def test_what_the_provider_wants_back_is_stored_without_being_shown(serve_bytes, gymlet):
     details = [{"type": "reasoning.encrypted", "data": "opaque", "index": 0}]
     signed = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": "{}"}, "extra_content": {"google": "sig"}}
-    body = chunk({"reasoning_details": details}) + chunk({"tool_calls": [signed]}) + end("tool_calls")
+    body = chunk({"reasoning_details": details}) + chunk({"tool_calls": [signed]}) + finished("tool_calls")
     upstream = await serve_bytes([body])
     gym = await gymlet(
         upstream.url, "m", "++policy_model.responses_api_models.inference_provider.uses_reasoning_parser=true"
@@ -116,9 +117,14 @@ async def test_nothing_is_stored_where_that_is_wanted(provider, gymlet):
     assert first["store"] is False
 
 
+def end(store, recalled, response_id, echo):
+    response = {"id": response_id, "status": "completed", "instructions": "y" * 100}
+    store.keep(recalled, response, orjson.dumps(response), echo)
+
+
 def keep(store, number, text="x"):
     items = [{"id": f"msg_{number}", "type": "message", "role": "assistant", "content": text}]
-    store.keep(Recalled({"input": []}, 0, ()), {"id": f"resp_{number}", "status": "completed"}, items)
+    end(store, Recalled({"input": []}, 0, ()), f"resp_{number}", items)
 
 
 def test_the_oldest_goes_first():
@@ -146,10 +152,10 @@ def test_bytes_are_bounded():
 def test_a_follow_up_counts_what_it_shares():
     store = ResponseStore(100, max_bytes=100_000)
     recalled = Recalled({"input": [{"role": "user", "content": "x" * 30_000}]}, 0, ())
-    store.keep(recalled, {"id": "resp_1", "status": "completed", "instructions": "y" * 1_000}, [])
-    assert store._size_bytes > 31_000
+    end(store, recalled, "resp_1", [])
+    assert store._size_bytes > 30_100
     follow_up = store.recall({"input": "z", "previous_response_id": "resp_1"})
     assert follow_up.turns[0] is store._responses["resp_1"].turns[0]
-    store.keep(follow_up, {"id": "resp_2", "status": "completed"}, [])
+    end(store, follow_up, "resp_2", [])
     store.delete("resp_1")
     assert store._size_bytes > 30_000
