@@ -74,6 +74,10 @@ REASONING_FORMS: dict[ReasoningOutput, PartForm] = {
 }
 
 
+DeltaEnds = tuple[bytes, bytes]
+"""A delta event around its sequence number and its text: the one comes first, the other last."""
+
+
 class Events:
     """Numbers events and collects their bytes. Owns the sequence number and the bytes not yet taken."""
 
@@ -86,8 +90,14 @@ class Events:
         self.pieces.append(frame(kind, orjson.dumps({"type": kind, "sequence_number": self.number, **fields})))
         self.number += 1
 
-    def emit_deltas(self, prefix: bytes, texts: Sequence[str], suffix: bytes) -> None:
-        """Add a delta event for each text; the constant parts were made before."""
+    def delta_ends(self, kind: str, fields: Json) -> DeltaEnds:
+        """What of a delta event is always the same."""
+        prefix = f'event: {kind}\ndata: {{"type":"{kind}","sequence_number":'.encode()
+        return prefix, b"," + orjson.dumps(fields)[1:-1] + b',"delta":'
+
+    def emit_deltas(self, ends: DeltaEnds, texts: Sequence[str]) -> None:
+        """Add a delta event for each text."""
+        prefix, suffix = ends
         self.pieces += [
             b"%b%d%b%b}\n\n" % (prefix, number, suffix, orjson.dumps(text))
             for number, text in enumerate(texts, self.number)
@@ -107,14 +117,12 @@ class Silence(Events):
     def emit(self, kind: str, fields: Json) -> None:
         """Nothing."""
 
-    def emit_deltas(self, prefix: bytes, texts: Sequence[str], suffix: bytes) -> None:
+    def delta_ends(self, kind: str, fields: Json) -> DeltaEnds:  # noqa: ARG002
         """Nothing."""
+        return b"", b""
 
-
-def _delta_ends(kind: str, fields: Json) -> tuple[bytes, bytes]:
-    """A delta event around its sequence number and its text: the one comes first, the other last."""
-    prefix = f'event: {kind}\ndata: {{"type":"{kind}","sequence_number":'.encode()
-    return prefix, b"," + orjson.dumps(fields)[1:-1] + b',"delta":'
+    def emit_deltas(self, ends: DeltaEnds, texts: Sequence[str]) -> None:
+        """Nothing."""
 
 
 class PartItem:
@@ -137,7 +145,7 @@ class PartItem:
     def feed(self, *texts: str) -> None:
         """Add pieces, each a delta event."""
         self._pieces += texts
-        self._events.emit_deltas(self._prefix, texts, self._suffix)
+        self._events.emit_deltas(self._ends, texts)
 
     def go_on(self, delta: Text | Reasoning | Refusal) -> None:
         """Add one delta, with the log probabilities that it has."""
@@ -169,7 +177,7 @@ class PartItem:
         self._logprobs: list[Json] = []
         at = {f"{form.container}_index": len(self._parts[form.container])}
         self._where = {"item_id": self._shell["id"], "output_index": self._index, **at}
-        self._prefix, self._suffix = _delta_ends(form.delta, {**self._where, **form.event_extra})
+        self._ends = self._events.delta_ends(form.delta, {**self._where, **form.event_extra})
         self._events.emit(form.added, {**self._where, "part": self._part("")})
 
     def _close_part(self) -> None:
@@ -194,13 +202,13 @@ class CallItem:
         self.call = call
         self._arguments = JsonText()
         self._where = {"item_id": shell["id"], "output_index": index}
-        self._prefix, self._suffix = _delta_ends("response.function_call_arguments.delta", self._where)
+        self._ends = events.delta_ends("response.function_call_arguments.delta", self._where)
         events.emit("response.output_item.added", {"output_index": index, "item": {**shell, "status": "in_progress"}})
 
     def feed(self, *texts: str) -> None:
         """Add pieces, each a delta event."""
         self._arguments.feed(*texts)
-        self._events.emit_deltas(self._prefix, texts, self._suffix)
+        self._events.emit_deltas(self._ends, texts)
 
     def whole(self) -> bool:
         """Whether the arguments are JSON as they stand; with none yet, they may still come."""
