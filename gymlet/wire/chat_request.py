@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gymlet.wire.deltas import Json
-from gymlet.wire.dialect import adapt
+from gymlet.wire.dialect import adapt, limit_under
 from gymlet.wire.errors import RequestError
 from gymlet.wire.fields import NUMBER, check, check_fields, need, need_id, one_of
-from gymlet.wire.history import strip_think
+from gymlet.wire.history import earlier_messages
 from gymlet.wire.profile import Profile
 from gymlet.wire.request import STREAMED, extra_body
 
@@ -49,7 +49,11 @@ def pass_chat(request: Json, profile: Profile, *, stream: bool) -> Json:
         _check_function(tool, f"tools[{index}]")
     messages = [_message(message, f"messages[{index}]", profile) for index, message in enumerate(request["messages"])]
     known = {name: request[name] for name in FIELDS if request.get(name) is not None}
-    body = {**profile.extra_body, **known, **extra_body(request), "messages": messages, "model": profile.model}
+    under, over = profile.extra_body, extra_body(request)
+    body: Json = {}
+    for parameters in (under, known, over):
+        body |= limit_under(profile.max_tokens_key, parameters)
+    body |= {"messages": earlier_messages(messages, profile), "model": profile.model}
     if not body.get("tools"):
         body.pop("tools", None)
     return adapt(body | STREAMED if stream else body, profile)
@@ -75,8 +79,6 @@ def _message(message: object, path: str, profile: Profile) -> Json:
         need_id(message, "tool_call_id", path)
     if message["role"] == "developer":
         return {**message, "role": profile.system_role}
-    if profile.uses_reasoning_parser and message["role"] == "assistant" and isinstance(content, str):
-        return {**message, "content": strip_think(content)}
     return message
 
 

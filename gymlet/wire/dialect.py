@@ -52,14 +52,19 @@ def adapt(body: Json, profile: Profile) -> Json:
         body = _merge(body, EFFORTS[profile.effort](profile.effort_values.get(effort, effort)))
     if isinstance(choice, str):
         body["tool_choice"] = profile.tool_choice_map.get(choice, choice)
-    for key in ("max_tokens", "max_completion_tokens"):
-        if key != profile.max_tokens_key and key in body:
-            body[profile.max_tokens_key] = body.pop(key)
     if body.get("logprobs") and profile.logprobs == "count":
         body["logprobs"] = body.pop("top_logprobs", None) or 1
     if body.get("stream") and not profile.include_usage:
         body.pop("stream_options", None)
     return {key: value for key, value in body.items() if key not in profile.drop_params}
+
+
+def limit_under(key: str, body: Json) -> Json:
+    """The parameters, with the token limit under the one name that the provider has for it."""
+    other = "max_tokens" if key == "max_completion_tokens" else "max_completion_tokens"
+    if other not in body:
+        return body
+    return {**{name: value for name, value in body.items() if name != other}, key: body[other]}
 
 
 def thinking_is_off(body: Json) -> bool:

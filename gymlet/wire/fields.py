@@ -37,10 +37,16 @@ def parse_object(body: bytes) -> Json:
         raise RequestError(f"the body is not JSON: {error}") from None
     if not isinstance(payload, dict):
         raise RequestError(f"the body must be a JSON object, not {kind_of(payload)}")
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(payload):
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+        check_depth(payload)
+    return payload
+
+
+def check_depth(payload: Json) -> None:
+    """Raise RequestError, naming the key, for what is nested beyond MAX_DEPTH."""
+    if _is_deep(payload):
         param = next((str(name) for name, value in payload.items() if _is_deep(value)), None)
         raise RequestError(f"'{param}' is nested deeper than {MAX_DEPTH} levels", param=param)
-    return payload
 
 
 def _is_deep(value: object) -> bool:

@@ -30,6 +30,59 @@ def messages_of(items: list[Json], profile: Profile, seal: Seal, earlier: int = 
     return history.close()
 
 
+def earlier_messages(messages: list[Json], profile: Profile) -> list[Json]:
+    """Chat messages as they came through the chat door, their reasoning in the form that the provider wants back."""
+    if not profile.uses_reasoning_parser and profile.reasoning_out is None:
+        return messages
+    sent: list[Json] = []
+    turn: list[tuple[Json, list[Thought]]] = []
+    for message in messages:
+        if message["role"] == "assistant":
+            turn.append(_parted(message, profile))
+            sent.append(turn[-1][0])
+            continue
+        if message["role"] != "tool":
+            _give_back(turn, profile, is_last=False)
+            turn = []
+        sent.append(dict(message))
+    _give_back(turn, profile, is_last=True)
+    if profile.call_id_length is not None:
+        _shorten_ids(sent, profile.call_id_length)
+    return sent
+
+
+def _parted(message: Json, profile: Profile) -> tuple[Json, list[Thought]]:
+    """An assistant's message, and the reasoning in it."""
+    text = next((message[field] for field in FIELD_FORMS if isinstance(message.get(field), str)), "")
+    details = [entry for entry in message.get("reasoning_details") or () if isinstance(entry, dict)]
+    rest = {key: value for key, value in message.items() if key not in (*FIELD_FORMS, "reasoning_details")}
+    if isinstance(rest.get("content"), str):
+        rest["content"] = _answer(rest["content"], profile)
+    if rest.get("tool_calls"):
+        rest["tool_calls"] = [dict(call) for call in rest["tool_calls"]]
+    return rest, [Thought(text, details)] if text or details else []
+
+
+def _answer(text: str, profile: Profile) -> str:
+    """An earlier answer as it goes back: without its think block, where tags are no words of it."""
+    if not profile.uses_reasoning_parser or profile.reasoning_in == "field":
+        return text
+    return strip_think(text)
+
+
+def _give_back(turn: list[tuple[Json, list[Thought]]], profile: Profile, *, is_last: bool) -> None:
+    """Put the reasoning of a turn back into its messages, if the provider wants it there."""
+    when, form = profile.reasoning_out_when, profile.way_back
+    if when == "same_turn" and not is_last:
+        return
+    if when == "tool_turns" and not any(message.get("tool_calls") for message, _ in turn):
+        return
+    for message, thoughts in turn:
+        WAY_BACK[form](message, thoughts)
+        if when == "tool_turns" and form in FIELD_FORMS:
+            message.setdefault(form, "")
+
+
 def strip_think(text: str) -> str:
     """An earlier answer without the think block at its start; a tag that is never closed is a word of the answer."""
     start = text.lstrip()
@@ -146,8 +199,8 @@ class _History:
         """The assistant message so far, if there is one."""
         if self._message is not None or self._calls or self._thoughts:
             message: Json = {"role": "assistant", **(self._message or {"content": None})}
-            if self._profile.uses_reasoning_parser and isinstance(message["content"], str):
-                message["content"] = strip_think(message["content"])
+            if isinstance(message["content"], str):
+                message["content"] = _answer(message["content"], self._profile)
             if self._calls:
                 message["tool_calls"] = self._calls
             self._turn.append((message, self._thoughts))
@@ -157,22 +210,12 @@ class _History:
     def _end_turn(self, *, is_last: bool = False) -> None:
         """Give the turn's messages their reasoning, now that it is known whether tools were called in it."""
         self._flush()
-        if self._sends_reasoning(is_last=is_last):
-            for message, thoughts in self._turn:
-                WAY_BACK[self._profile.way_back](message, thoughts)
-                if self._profile.reasoning_out_when == "tool_turns" and self._profile.way_back in FIELD_FORMS:
-                    message.setdefault(self._profile.way_back, "")
+        _give_back(self._turn, self._profile, is_last=is_last)
         empty = {id(message) for message, thoughts in self._turn if thoughts and message == _NOTHING}
         self._messages[self._turn_start :] = [
             message for message in self._messages[self._turn_start :] if id(message) not in empty
         ]
         self._turn, self._turn_start = [], len(self._messages)
-
-    def _sends_reasoning(self, *, is_last: bool) -> bool:
-        when = self._profile.reasoning_out_when
-        if when == "tool_turns":
-            return any("tool_calls" in message for message, _ in self._turn)
-        return when == "always" or is_last
 
 
 _NOTHING: Json = {"role": "assistant", "content": None}
@@ -214,14 +257,18 @@ def _back_in_details(message: Json, thoughts: list[Thought]) -> None:
 
 def _back_in_parts(message: Json, thoughts: list[Thought]) -> None:
     if text := _joined(thoughts):
-        answer = [{"type": "text", "text": message["content"]}] if message["content"] else []
+        content = message.get("content") or []
+        answer = [{"type": "text", "text": content}] if isinstance(content, str) else content
         message["content"] = [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}, *answer]
 
 
 def _back_in_tags(message: Json, thoughts: list[Thought]) -> None:
     tagged = "".join(f"<think>{thought.text}</think>" for thought in thoughts if thought.text)
     if tagged:
-        message["content"] = tagged + (message["content"] or "")
+        content = message.get("content") or ""
+        message["content"] = (
+            tagged + content if isinstance(content, str) else [{"type": "text", "text": tagged}, *content]
+        )
 
 
 WAY_BACK: dict[ReasoningOut, Callable[[Json, list[Thought]], None]] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import orjson
 
 from gymlet.wire.deltas import Json
-from gymlet.wire.dialect import adapt
+from gymlet.wire.dialect import adapt, limit_under
 from gymlet.wire.errors import RequestError
-from gymlet.wire.fields import NUMBER, check, check_fields, check_length, need, need_id, one_of
+from gymlet.wire.fields import NUMBER, check, check_depth, check_fields, check_length, need, need_id, one_of
 from gymlet.wire.history import messages_of, plain
 from gymlet.wire.logprobs import ask_for_logprobs
 from gymlet.wire.profile import Profile
@@ -63,18 +63,18 @@ def to_chat(request: Json, profile: Profile, seal: Seal, *, stream: bool, earlie
 
     The first ``earlier`` items of its input were not sent by the client: they come from its ``previous_response_id``.
     """
-    body = {
-        **profile.extra_body,
+    limit = request.get("max_output_tokens")
+    body: Json = {
+        **limit_under(profile.max_tokens_key, profile.extra_body),
         **{name: request[name] for name in PASSED if request.get(name) is not None},
+        **({} if limit is None else {profile.max_tokens_key: limit}),
         **_reasoning_and_text(request, profile),
         **ask_for_logprobs(request),
-        **send_tools(request, profile),
-        **extra_body(request),
+        **send_tools(request, profile, earlier),
+        **limit_under(profile.max_tokens_key, extra_body(request)),
         "messages": _messages(request, profile, seal, earlier),
         "model": profile.model,
     }
-    if request.get("max_output_tokens") is not None:
-        body[profile.max_tokens_key] = request["max_output_tokens"]
     return adapt(body | STREAMED if stream else body, profile)
 
 
@@ -170,6 +170,7 @@ def extra_body(request: Json) -> Json:
         except orjson.JSONDecodeError as error:
             raise RequestError(f"'{path}' is not JSON: {error}", param=path) from None
     check(raw, (dict,), path)
+    check_depth({path: raw})
     return {str(key): value for key, value in raw.items()}
 
 

@@ -13,9 +13,10 @@ import orjson
 
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
-from gymlet.wire.fields import check, need, need_id, one_of
+from gymlet.wire.fields import check, check_fields, need, need_id, one_of
 from gymlet.wire.profile import Profile
 
+_FUNCTION_FIELDS: dict[str, tuple[type, ...]] = {"description": (str,), "parameters": (dict,), "strict": (bool,)}
 TOOL_CHOICES = ("auto", "none", "required")
 
 
@@ -45,9 +46,12 @@ def custom_arguments(text: str) -> str:
     return orjson.dumps({"input": text}).decode()
 
 
-def send_tools(request: Json, profile: Profile) -> Json:
-    """``tools``, ``tool_choice`` and ``parallel_tool_calls`` of the chat request."""
-    flat = [function for path, tool in _declared(request) for function in _functions(tool, path, profile)]
+def send_tools(request: Json, profile: Profile, earlier: int = 0) -> Json:
+    """``tools``, ``tool_choice`` and ``parallel_tool_calls`` of the chat request.
+
+    The first ``earlier`` items of the input were sent with an earlier request.
+    """
+    flat = _flat(request, profile, earlier)
     choice = request.get("tool_choice")
     if not flat:
         if choice not in (None, "auto", "none"):
@@ -61,25 +65,37 @@ def send_tools(request: Json, profile: Profile) -> Json:
     return body
 
 
-def _declared(request: Json) -> Iterator[tuple[str, Json]]:
+def _flat(request: Json, profile: Profile, earlier: int) -> list[Json]:
+    """Each tool once; two that would go under one name cannot be told apart when they are called."""
+    named: dict[str, tuple[Json, bool]] = {}
+    for path, tool in _declared(request, earlier):
+        for function in _functions(tool, path, profile):
+            name = function["function"]["name"]
+            known = named.setdefault(name, (function, _kind(tool) == "namespace"))
+            if known != (function, _kind(tool) == "namespace"):
+                raise RequestError(f"'{path}': another tool is called '{name}' already", param=f"{path}.name")
+    return [function for function, _ in named.values()]
+
+
+def _declared(request: Json, earlier: int = 0) -> Iterator[tuple[str, Json]]:
     """Path and tool: the request's, and those that its input adds; what cannot run here is left out of the latter."""
     for position, tool in enumerate(request.get("tools") or ()):
         check(tool, (dict,), f"tools[{position}]")
         yield f"tools[{position}]", tool
     items = request["input"] if isinstance(request.get("input"), list) else ()
-    for position, item in enumerate(items):
+    for position, item in enumerate(items, -earlier):
         if isinstance(item, dict) and item.get("type") == "additional_tools":
-            path = f"input[{position}].tools"
+            path = f"input[{position}].tools" if position >= 0 else "previous_response_id"
             check(item.get("tools"), (list,), path)
             for number, tool in enumerate(item["tools"]):
                 check(tool, (dict,), f"{path}[{number}]")
-                if tool.get("type") in _KINDS:
+                if _kind(tool) in _KINDS:
                     yield f"{path}[{number}]", tool
 
 
 def _functions(tool: Json, path: str, profile: Profile) -> Iterator[Json]:
-    kind = tool.get("type")
-    read = _KINDS.get(kind) if isinstance(kind, str) else None
+    kind = _kind(tool)
+    read = _KINDS.get(kind)
     if read is None:
         if profile.unsupported_tools == "drop":
             return
@@ -93,18 +109,23 @@ def _functions(tool: Json, path: str, profile: Profile) -> Iterator[Json]:
         yield {"type": "function", "function": function}
 
 
+def _kind(tool: Json) -> str:
+    kind = tool.get("type")
+    return kind if isinstance(kind, str) else ""
+
+
 def _function(tool: Json, path: str) -> Iterator[Json]:
-    keys = ("description", "parameters", "strict")
+    check_fields(tool, _FUNCTION_FIELDS, f"{path}.")
     yield {
         "name": need_id(tool, "name", path),
-        **{key: tool[key] for key in keys if tool.get(key) is not None},
+        **{key: tool[key] for key in _FUNCTION_FIELDS if tool.get(key) is not None},
     }
 
 
 def _custom(tool: Json, path: str) -> Iterator[Json]:
+    check_fields(tool, {"description": (str,), "format": (dict,)}, f"{path}.")
     words = [tool.get("description") or "", "Write the whole input as one string."]
     grammar = tool.get("format") or {}
-    check(grammar, (dict,), f"{path}.format")
     if grammar.get("definition"):
         words.append(f"It must follow this {grammar.get('syntax', '')} grammar:\n{grammar['definition']}")
     yield {
@@ -160,7 +181,7 @@ def _allowed(request: Json) -> frozenset[str] | None:
     for position, reference in enumerate(choice["tools"]):
         path = f"tool_choice.tools[{position}]"
         check(reference, (dict,), path)
-        if reference.get("type") in _KINDS:
+        if _kind(reference) in _KINDS:
             names.append(_called(reference, path))
     return frozenset(names)
 
