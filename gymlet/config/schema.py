@@ -22,6 +22,9 @@ InstanceType = Literal["responses_api_models", "resources_servers", "responses_a
 INSTANCE_TYPES: tuple[InstanceType, ...] = ("responses_api_models", "resources_servers", "responses_api_agents")
 
 Url = Annotated[str, "url"]
+Secret = Annotated[str, "secret"]
+"""Goes into an HTTP header; white space around it is not part of it."""
+
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
@@ -81,7 +84,7 @@ class ProviderOptions(ModelOptions):
     """A hosted provider that speaks OpenAI's chat completions."""
 
     base_url: Url
-    api_key: str = field(repr=False)
+    api_key: Secret = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,12 +158,27 @@ def bind(
 
 def _convert(value: object, hint: Any) -> object:
     converted = msgspec.convert(value, hint)  # a ValidationError is a ValueError
-    if converted is not None and _is_url(hint):
-        parts = urlsplit(str(converted))
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"'{converted}' is no URL; it must begin with http:// or https:// and name a host")
+    if converted is not None and _is(Url, hint):
+        _check_url(str(converted))
+    if converted is not None and _is(Secret, hint):
+        return _header_value(str(converted))
     return converted
 
 
-def _is_url(hint: Any) -> bool:
-    return hint == Url or Url in typing.get_args(hint)
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"'{url}' is no URL; it must begin with http:// or https:// and name a host")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a user or a password; put the key into api_key")
+
+
+def _header_value(secret: str) -> str:
+    stripped = secret.strip()
+    if not (stripped.isascii() and stripped.isprintable()) and stripped:
+        raise ValueError("has characters that no HTTP header may have, such as a line break in its middle")
+    return stripped
+
+
+def _is(kind: Any, hint: Any) -> bool:
+    return hint == kind or kind in typing.get_args(hint)

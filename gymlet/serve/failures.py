@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import GymletError, ProviderError, RequestError
@@ -51,6 +52,8 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except GymletError as error:
         return to_response(error)
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        return to_response(RequestError(f"the body cannot be read: {error}"))
     except web.HTTPException as error:
         if error.status < 400:
             raise

@@ -15,6 +15,7 @@ NUMBER = (int, float)
 MAX_ID_CHARS = 512
 """Ids and names come back in every event, and go to the provider each time."""
 
+MAX_SHOWN_CHARS = 80
 MAX_DEPTH = 200
 _HEADROOM = 254 - MAX_DEPTH
 """What is sent on lies deeper than what came in; 254 levels are the most that can be written."""
@@ -107,6 +108,13 @@ def one_of(value: object, choices: Iterable[str], path: str) -> None:
     known = sorted(choices)
     if value in known:
         return
-    near = get_close_matches(str(value), known, n=1)
+    said = shown(value)
+    near = get_close_matches(said, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-    raise RequestError(f"'{path}' is '{value}': {hint}", param=path)
+    raise RequestError(f"'{path}' is '{said}': {hint}", param=path)
+
+
+def shown(value: object) -> str:
+    """What a client sent, as much of it as a message takes."""
+    text = value if isinstance(value, str) else str(orjson.dumps(value), "utf-8")
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"

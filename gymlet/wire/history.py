@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
-from gymlet.wire.fields import check, check_fields, check_length, need, need_id, one_of
+from gymlet.wire.fields import check, check_fields, check_length, need, need_id, one_of, shown
 from gymlet.wire.profile import Profile, ReasoningOut
 from gymlet.wire.reasoning import TAGS
 from gymlet.wire.seal import Seal, Thought
@@ -116,7 +116,9 @@ class _History:
             check_length(item["id"], f"{path}.id")
         read = _ITEMS.get(kind)
         if read is None:
-            raise RequestError(f"'{path}': an item of type '{kind}' has no chat representation", param=f"{path}.type")
+            raise RequestError(
+                f"'{path}': an item of type '{shown(kind)}' has no chat representation", param=f"{path}.type"
+            )
         read(self, item, path)
 
     def close(self) -> list[Json]:

@@ -13,7 +13,7 @@ import orjson
 
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
-from gymlet.wire.fields import check, check_fields, need, need_id, one_of
+from gymlet.wire.fields import check, check_fields, need, need_id, one_of, shown
 from gymlet.wire.profile import Profile
 
 _FUNCTION_FIELDS: dict[str, tuple[type, ...]] = {"description": (str,), "parameters": (dict,), "strict": (bool,)}
@@ -55,7 +55,9 @@ def send_tools(request: Json, profile: Profile, earlier: int = 0) -> Json:
     choice = request.get("tool_choice")
     if not flat:
         if choice not in (None, "auto", "none"):
-            raise RequestError(f"tool_choice {choice!r} requires at least one tool in 'tools'", param="tool_choice")
+            raise RequestError(
+                f"tool_choice '{shown(choice)}' requires at least one tool in 'tools'", param="tool_choice"
+            )
         return {}
     body: Json = {"tools": flat}
     if choice is not None:
@@ -100,7 +102,7 @@ def _functions(tool: Json, path: str, profile: Profile) -> Iterator[Json]:
         if profile.unsupported_tools == "drop":
             return
         raise RequestError(
-            f"'{path}': a tool of type '{kind}' cannot run here; leave it out, or set 'unsupported_tools: drop'",
+            f"'{path}': a tool of type '{shown(kind)}' cannot run here; leave it out, or set 'unsupported_tools: drop'",
             param=f"{path}.type",
         )
     for function in read(tool, path):
@@ -163,7 +165,7 @@ def _choice(choice: str | Json) -> str | Json:
         check(choice.get("tools"), (list,), "tool_choice.tools")
         return str(mode)
     if kind not in ("function", "custom"):
-        raise RequestError(f"'tool_choice' of type '{kind}' cannot be sent", param="tool_choice.type")
+        raise RequestError(f"'tool_choice' of type '{shown(kind)}' cannot be sent", param="tool_choice.type")
     return {"type": "function", "function": {"name": _called(choice, "tool_choice")}}
 
 
