@@ -143,8 +143,10 @@ class Upstream:
                 status=504,
                 failure_class="timeout",
             ) from error
-        except BROKEN as error:
+        except OSError as error:
             raise ProviderError(f"{self.provider.place} cannot be reached: {_cause(error)}") from error
+        except BROKEN as error:
+            raise ProviderError(f"{self.provider.place} did not answer in HTTP: {_cause(error)}") from error
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> ProviderError:
         if response.status < 400:

@@ -146,7 +146,7 @@ class ChatReader:
         deltas: list[Delta] = []
         if content:
             deltas += (Text(content),) if isinstance(content, str) else _read_parts(content)
-        thinking = self._fields.read(message, deltas)
+        thinking = self._fields.read(message, deltas, whole=whole)
         if thinking:
             deltas = [*thinking, *(delta for delta in deltas if not isinstance(delta, Reasoning))]
         refusal = message.get("refusal")
@@ -177,7 +177,7 @@ class _ReasoningFields:
     def steady(self) -> bool:
         return self._cumulative is False
 
-    def read(self, message: Json, content: list[Delta]) -> list[Delta]:
+    def read(self, message: Json, content: list[Delta], *, whole: bool) -> list[Delta]:
         """The reasoning that stands beside this content; where the content says it too, there is none here."""
         found = next(
             (text for text in map(message.get, REASONING_FIELDS) if text and isinstance(text, str)),
@@ -186,7 +186,7 @@ class _ReasoningFields:
         details = message.get("reasoning_details")
         if not found and not details:
             return []
-        if found and not self._plain and _in_tags(found, content):
+        if found and not self._plain and _in_tags(found, content, whole=whole):
             self._tagged = True
         self._plain = self._plain or bool(found)
         fragments = tuple(entry for entry in details or () if isinstance(entry, dict))
@@ -216,13 +216,13 @@ class _ReasoningFields:
         return text
 
 
-def _in_tags(reasoning: str, content: list[Delta]) -> bool:
-    """Whether the content is a block that has just opened, and says what the reasoning says."""
+def _in_tags(reasoning: str, content: list[Delta], *, whole: bool) -> bool:
+    """Whether the content opens a block, and says in it what the reasoning says; either may be ahead in a stream."""
     start = content[0].text.lstrip() if content and isinstance(content[0], Text) else ""
     for tag in TAGS:
         if start.startswith(tag):
             inside, outside = start[len(tag) :].lstrip(), reasoning.lstrip()
-            return inside.startswith(outside) or outside.startswith(inside)
+            return inside.startswith(outside) or (not whole and outside.startswith(inside))
     return False
 
 

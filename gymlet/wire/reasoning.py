@@ -183,6 +183,7 @@ class Tagged:
         """Only white space so far."""
         stripped = text[at:].lstrip()
         begin = len(text) - len(stripped)
+        _say(Text, text[at:begin], said)
         for opening, closing in TAGS.items():
             if stripped.startswith(opening):
                 self._enter(closing)
@@ -193,14 +194,12 @@ class Tagged:
             return len(text)
         if any(opening.startswith(stripped) for opening in (*TAGS, *STARTS)):
             self._held = stripped
-            _say(Text, text[at:begin], said)
             return len(text)
         if self._implicit and not (self._json and stripped[0] in "{["):
-            _say(Text, text[at:begin], said)
             self._enter(IMPLICIT_CLOSING)
             return begin
         self._state = "answer"
-        return at
+        return begin
 
     def _enter(self, closing: str) -> None:
         self._state, self._closing, self._bare_closing, self._implicit = "reasoning", closing, False, False
