@@ -43,3 +43,21 @@ def test_references_are_dataclasses_too():
         where="w",
     )
     assert options.model_server == ServerRef(type="responses_api_models", name="policy_model")
+
+
+def test_white_space_around_a_key_is_not_part_of_it():
+    options, problems = bind(ProviderOptions, {**GOOD, "api_key": " sk-1\n"}, where="p")
+    assert (options.api_key, problems) == ("sk-1", [])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"api_key": "sk-1\nX-Injected: 1"}, "no HTTP header may have"),
+        ({"base_url": "http://user:sk-1@x"}, "must not hold a user or a password"),
+    ],
+)
+def test_what_cannot_be_sent_is_named_and_not_shown(wrong, words):
+    _, (problem,) = bind(ProviderOptions, {**GOOD, **wrong}, where="p")
+    assert words in str(problem)
+    assert "sk-1" not in str(problem)
