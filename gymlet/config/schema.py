@@ -167,10 +167,10 @@ def _convert(value: object, hint: Any) -> object:
 
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"'{url}' is no URL; it must begin with http:// or https:// and name a host")
     if parts.username or parts.password:
         raise ValueError("must not hold a user or a password; put the key into api_key")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"'{url}' is no URL; it must begin with http:// or https:// and name a host")
 
 
 def _header_value(secret: str) -> str:

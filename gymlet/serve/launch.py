@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -172,7 +171,6 @@ async def serve(app: web.Application, sock: socket.socket, *, on_ready: Callable
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
-    gc.freeze()  # what is loaded by now lives as long as the process: no need to look at it again and again
     try:
         await web.SockSite(runner, sock, backlog=BACKLOG).start()
         on_ready()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import ClassVar, NamedTuple
 
@@ -23,7 +23,7 @@ from gymlet.wire.deltas import Json
 from gymlet.wire.dialect import thinking_is_off
 from gymlet.wire.fields import parse_object
 from gymlet.wire.reasoning import Plain, Splitter, Tagged, Verbatim
-from gymlet.wire.reply import Reply
+from gymlet.wire.reply import Reply, Writer
 from gymlet.wire.request import FIELDS, check_request, envelope, to_chat
 from gymlet.wire.responses import ResponseWriter, View
 from gymlet.wire.seal import Seal
@@ -47,17 +47,7 @@ Door = Callable[[Json, bool], Exchange]
 
 def new_id(prefix: str) -> str:
     """A fresh id: the prefix and 128 random bits."""
-    return prefix + next(_RANDOM)
-
-
-def _random_hex() -> Iterator[str]:
-    """128 bits each, drawn from the system many at a time."""
-    while True:
-        drawn = secrets.token_hex(16 * 256)
-        yield from (drawn[start : start + 32] for start in range(0, len(drawn), 32))
-
-
-_RANDOM = _random_hex()
+    return prefix + secrets.token_hex(16)
 
 
 def now_s() -> int:
@@ -159,32 +149,29 @@ class ModelServer:
             log.debug("fields of the request that mean nothing here: %s", ", ".join(sorted(unknown)))
         recalled = self._store.recall(request)
         body = to_chat(recalled.request, options, self._seal, stream=stream, earlier=recalled.earlier)
+        store, encrypted = self._store.takes(request), ENCRYPTED in (request.get("include") or ())
         view = View(
             stream=stream,
             reasoning_output=options.reasoning_output,
             tools=toolbox(recalled.request),
-            seal=self._seal,
-            encrypted=ENCRYPTED in (request.get("include") or ()),
+            seal=self._seal if store or encrypted else None,
+            encrypted=encrypted,
         )
-        store = self._store.takes(request)
         shell = envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=options.model, store=store)
         keep = partial(self._store.keep, recalled) if store else None
         writer = ResponseWriter(shell, view, new_id=new_id, now=now_s, keep=keep)
-        return Exchange(
-            body, Reply(self._reader(), self._splitter(body, Plain()), writer, self._provider.provider.redact)
-        )
+        return self._exchange(body, Plain(), writer)
 
     def _through_completions(self, request: Json, stream: bool) -> Exchange:
         body = pass_chat(request, self.options, stream=stream)
         shell = {"id": new_id("chatcmpl-"), "created": now_s(), "model": self.options.model}
         asked = (request.get("stream_options") or {}).get("include_usage") is True
         writer = CompletionWriter(shell, include_usage=asked)
-        return Exchange(
-            body, Reply(self._reader(), self._splitter(body, Verbatim()), writer, self._provider.provider.redact)
-        )
+        return self._exchange(body, Verbatim(), writer)
 
-    def _reader(self) -> ChatReader:
-        return ChatReader(new_id, completion_excludes_reasoning=self.options.completion_excludes_reasoning)
+    def _exchange(self, body: Json, unparsed: Splitter, writer: Writer) -> Exchange:
+        reader = ChatReader(new_id, completion_excludes_reasoning=self.options.completion_excludes_reasoning)
+        return Exchange(body, Reply(reader, self._splitter(body, unparsed), writer, self._provider.provider.redact))
 
     def _splitter(self, body: Json, unparsed: Splitter) -> Splitter:
         """What the profile says; the request may have turned thinking off."""

@@ -73,10 +73,9 @@ class ResponseStore:
         while len(self._responses) > self._max_responses or self._size_bytes > self._max_bytes:
             self._drop(next(iter(self._responses)))
 
-    def get(self, response_id: str) -> Json:
-        """A stored response. Raises RequestError (404)."""
-        response: Json = orjson.loads(self._find(response_id).response)
-        return response
+    def get(self, response_id: str) -> bytes:
+        """A stored response as JSON. Raises RequestError (404)."""
+        return self._find(response_id).response
 
     def delete(self, response_id: str) -> None:
         """Forget a response. Raises RequestError (404)."""

@@ -75,7 +75,7 @@ async def _copy(answer: Answer, reply: Reply, response: web.StreamResponse) -> b
 
 
 class Intake:
-    """Feeds a provider's answer to a reply, piece by piece. Owns the pieces of a body that is no stream.
+    """Feeds a provider's answer to a reply, piece by piece. Owns what came before it was known what the body is.
 
     What a body is, its first byte says: not every provider labels its streams, nor its errors.
     """
@@ -83,8 +83,7 @@ class Intake:
     def __init__(self, answer: Answer, reply: Reply) -> None:
         self._answer = answer
         self._reply = reply
-        self._begun = False
-        self._is_whole = answer.is_labelled_whole
+        self._streams: bool | None = None
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -105,21 +104,27 @@ class Intake:
         return self._feed(chunk) if chunk else self._end()
 
     def _feed(self, chunk: bytes) -> bytes:
-        start = chunk.removeprefix(BOM).lstrip()[:1]
-        if start and not self._begun:
-            self._begun = True
-            self._is_whole = start in b"{[<" or (self._is_whole and start not in b"de:i")
-        if self._begun and not self._is_whole:
-            chunk, self._pieces = b"".join((*self._pieces, chunk)), []
+        if self._streams:
             return self._reply.feed(chunk)
         self._pieces.append(chunk)
+        if self._streams is None:
+            self._streams = self._is_stream(chunk)
+            if self._streams:
+                return self._reply.feed(b"".join(self._pieces))
         self._size += len(chunk)
         if self._size > MAX_BODY_BYTES:
             return self._reply.fail(ProviderError(f"the provider's reply has more than {MAX_BODY_BYTES} bytes"))
         return b""
 
+    def _is_stream(self, chunk: bytes) -> bool | None:
+        """None while there is only white space."""
+        start = chunk.removeprefix(BOM).lstrip()[:1]
+        if not start:
+            return None
+        return start not in b"{[<" and (not self._answer.is_labelled_whole or start in b"de:i")
+
     def _end(self) -> bytes:
-        if not self._is_whole:
+        if self._streams or (self._streams is None and not self._answer.is_labelled_whole):
             return self._reply.close()
         body = b"".join(self._pieces).removeprefix(BOM).strip()
         if body.startswith(b"{"):

@@ -57,6 +57,7 @@ FAILURES = {
 """Finish reasons that say that the model did not finish."""
 
 MAX_COUNT = 1 << 53
+"""No reply has so many tokens; JSON in other languages counts no further."""
 
 
 class ChatReader:

@@ -6,9 +6,9 @@ from gymlet.wire.deltas import Json
 from gymlet.wire.dialect import adapt, limit_under
 from gymlet.wire.errors import RequestError
 from gymlet.wire.fields import NUMBER, check, check_fields, need, need_id, one_of
-from gymlet.wire.history import earlier_messages
 from gymlet.wire.profile import Profile
 from gymlet.wire.request import STREAMED, extra_body
+from gymlet.wire.way_back import earlier_messages
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "messages": (list,),

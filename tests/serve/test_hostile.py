@@ -181,13 +181,14 @@ async def test_the_chat_door_sends_reasoning_back_as_the_provider_wants_it(provi
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_0123456789", "content": "x"},
+        {"role": "assistant", "content": "so", "tool_calls": None, "reasoning_content": None, "tool_call_id": None},
     ]
     fields = {}
     for form in ("none", "reasoning", "mistral_parts"):
         options = (f"reasoning_out={form}", "uses_reasoning_parser=true", "call_id_length=9")
         server = await gymlet(provider.url, "plain", *(OPTIONS + option for option in options))
-        await server.post("/v1/chat/completions", {"messages": messages})
-        _, assistant, tool = provider.requests[-1]["messages"]
+        assert (await server.post("/v1/chat/completions", {"messages": messages}))[0] == 200
+        _, assistant, tool, _ = provider.requests[-1]["messages"]
         assert len(assistant["tool_calls"][0]["id"]) == 9
         assert assistant["tool_calls"][0]["id"] == tool["tool_call_id"]
         fields[form] = {key: value for key, value in assistant.items() if key not in ("role", "tool_calls")}

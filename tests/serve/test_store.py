@@ -131,7 +131,7 @@ def test_the_oldest_goes_first():
     store = ResponseStore(2)
     for number in range(3):
         keep(store, number)
-    assert store.get("resp_2")["id"] == "resp_2"
+    assert orjson.loads(store.get("resp_2"))["id"] == "resp_2"
     with pytest.raises(RequestError, match="resp_0"):
         store.get("resp_0")
     assert store.recall({"input": [{"type": "item_reference", "id": "msg_0"}]}).request["input"][0]["id"] == "msg_0"

@@ -9,11 +9,11 @@ from wire.pipeline import to_chat
 
 from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.errors import RequestError
-from gymlet.wire.history import strip_think
 from gymlet.wire.profile import Profile
 from gymlet.wire.request import envelope
 from gymlet.wire.seal import Seal
 from gymlet.wire.tools import toolbox
+from gymlet.wire.way_back import strip_think
 
 pytestmark = pytest.mark.pure
 
