@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+COUNTS = ("expected", "ok", "failed", "missing")
+
 
 def show_scores(console: Console, entries: Iterable[dict[str, Any]]) -> None:
-    """One table per agent: its headline metrics, and the counts and interval of each score."""
+    """Two tables per agent: its headline metrics, and the counts and interval of each score."""
     for entry in entries:
         console.print(_metrics(entry))
         console.print(_intervals(entry))
@@ -26,25 +28,24 @@ def _metrics(entry: dict[str, Any]) -> Table:
 
 
 def _intervals(entry: dict[str, Any]) -> Table:
-    table = Table(
-        "score",
-        "mean",
-        "95 % interval",
-        "failures as 0",
-        "expected",
-        "ok",
-        "failed",
-        "missing",
-        box=None,
-        pad_edge=False,
-    )
+    table = Table("score", "mean", "95 % interval", "failures as 0", *COUNTS, box=None, pad_edge=False)
     for name, score in entry["intervals"].items():
-        low, high = score["ci95_low"], score["ci95_high"]
         table.add_row(
             name,
-            f"{score['mean']:.2f} %",
-            "one task tells none" if low is None else f"{low:.2f} to {high:.2f} %",
-            f"{score['mean_failures_as_0']:.2f} %",
-            *(str(score[key]) for key in ("expected", "ok", "failed", "missing")),
+            _percent(score["mean"]),
+            _range(score),
+            _percent(score["mean_failures_as_0"]),
+            *(str(score[key]) for key in COUNTS),
         )
     return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"
+
+
+def _range(score: dict[str, Any]) -> str:
+    low, high = score["ci95_low"], score["ci95_high"]
+    if low is None or high is None:
+        return "-" if score["mean"] is None else "one task tells none"
+    return f"{low:.2f} to {high:.2f} %"

@@ -2,24 +2,29 @@
 
     read (limit first) -> prompt template -> per row: agent, overrides, task index, repeats   (abc -> aabbcc)
 
-The task index is the running number of the distinct raw line; a line that comes again goes on counting its rollouts.
+The task index is the running number of the distinct raw line, or what a slicer stamped; a task that comes again goes on
+counting its rollouts.
 Mistakes in rows are gathered over the whole data set and told once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
+from gymlet.rollout.compact import LineNumbers, TaskCounts
 from gymlet.rollout.metrics import ROLLOUT, TASK
 from gymlet.wire.errors import RequestError
 
 Json = dict[str, Any]
+Unit = Literal["line", "row"]
+"""What a source counts: JSONL has lines, a table has rows."""
+
+MAX_INDEX = 1 << 63
 MAX_NAMED = 20
 """How many rows an error names before it only counts them."""
 
@@ -46,13 +51,16 @@ class Expansion:
 class Expander:
     """Expands the lines of one data set. Owns what was seen of them; ``finish`` tells the mistakes."""
 
-    def __init__(self, options: Expansion, source: str) -> None:
+    def __init__(self, options: Expansion, source: str, *, unit: Unit = "line") -> None:
+        """``source`` and ``unit`` say in errors where a row stands: "data.jsonl at line 3"."""
         self._options = options
         self._source = source
-        self._seen: dict[bytes, list[int]] = {}
-        self._without_agent: list[int] = []
+        self._unit = unit
+        self._lines = LineNumbers()
+        self._rollouts = TaskCounts()
+        self._without_agent = _Places(unit)
         self._unlisted: dict[str, None] = {}
-        self._with_input: list[int] = []
+        self._with_input = _Places(unit)
         self._used: set[str] = set()
         self.rows = 0
 
@@ -79,36 +87,41 @@ class Expander:
             yield f"{self._source} has no rows"
         if self._without_agent:
             yield (
-                f"{self._source}: {_lines(self._without_agent)} name no agent; "
+                f"{self._source}: {self._without_agent} name no agent; "
                 "give one with +agent_name=<name>, or an agent_ref in the row"
             )
         if self._unlisted:
             names = ", ".join(f"'{name}'" for name in self._unlisted)
             yield f"num_repeats has no entry for {names}; add them, or a '_default'"
         if self._with_input:
-            yield f"{self._source}: {_lines(self._with_input)} have an input already; prompt_config would overwrite it"
+            yield f"{self._source}: {self._with_input} have an input already; prompt_config would overwrite it"
 
     def _parse(self, line: bytes, number: int) -> Json:
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise RowError(f"Malformed JSON in {self._source} at line {number}: {error}") from None
+            raise RowError(f"Malformed JSON in {self._at(number)}: {error}") from None
         if not isinstance(row, dict):
-            raise RowError(f"{self._source} at line {number}: a row must be a JSON object")
+            raise RowError(f"{self._at(number)}: a row must be a JSON object")
         params = row.get("responses_create_params", {} if self._options.prompt else None)
         if not isinstance(params, dict):
-            raise RowError(f"{self._source} at line {number}: 'responses_create_params' must be an object")
+            raise RowError(f"{self._at(number)}: 'responses_create_params' must be an object")
+        stamp = row.get(TASK, 0)
+        if not isinstance(stamp, int) or isinstance(stamp, bool) or not 0 <= stamp < MAX_INDEX:
+            raise RowError(f"{self._at(number)}: '{TASK}' must be a whole number from 0 on, not {stamp!r}")
         return row
+
+    def _at(self, number: int) -> str:
+        return f"{self._source} at {self._unit} {number}"
 
     def _expand_row(self, row: Json, line: bytes, number: int) -> Iterator[Json]:
         self._place_prompt(row, number)
         agent = self._agent(row, number)
         repeats = self._repeats(agent)
         params = (row.get("responses_create_params") or {}) | self._options.overrides
-        seen = self._seen.setdefault(hashlib.blake2b(line, digest_size=16).digest(), [len(self._seen), 0])
-        task = row.get(TASK, seen[0])
-        for _ in range(repeats):
-            rollout, seen[1] = seen[1], seen[1] + 1
+        task = row[TASK] if TASK in row else self._lines.number(line)
+        first = self._rollouts.add(task, repeats)
+        for rollout in range(first, first + repeats):
             shown = _with_seed(params, rollout) if self._options.add_seed else params
             yield {**row, "responses_create_params": shown, "agent_ref": agent, TASK: task, ROLLOUT: rollout}
 
@@ -154,8 +167,31 @@ class Expander:
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             fields = ", ".join(sorted(row))
             raise RowError(
-                f"{self._source} at line {number}: the prompt needs {error}, and the row's fields are: {fields}"
+                f"{self._at(number)}: the prompt needs {error}, and the row's fields are: {fields}"
             ) from None
+
+
+class _Places:
+    """The rows with one mistake: all are counted, the first are named."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        self._named: list[int] = []
+        self._count = 0
+
+    def append(self, number: int) -> None:
+        """One more, by its line's (or row's) number."""
+        self._count += 1
+        if len(self._named) < MAX_NAMED:
+            self._named.append(number)
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def __str__(self) -> str:
+        more = f" and {self._count - MAX_NAMED} more" if self._count > MAX_NAMED else ""
+        shown = ", ".join(map(str, self._named))
+        return f"the rows at {self._unit}{'s' if self._count > 1 else ''} {shown}{more}"
 
 
 def _with_seed(params: Json, seed: int) -> Json:
@@ -169,9 +205,3 @@ def _with_seed(params: Json, seed: int) -> Json:
         + "}"
     )
     return {**params, "metadata": {**metadata, "extra_body": text}}
-
-
-def _lines(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:MAX_NAMED]))
-    more = f" and {len(numbers) - MAX_NAMED} more" if len(numbers) > MAX_NAMED else ""
-    return f"the rows at line{'s' if len(numbers) > 1 else ''} {shown}{more}"
