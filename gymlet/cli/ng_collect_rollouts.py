@@ -20,6 +20,7 @@ from gymlet.cli.ng_run import build_gym
 from gymlet.cli.progress import shown
 from gymlet.cli.scores import show_scores
 from gymlet.config.compose import Composition, compose, read_mapping
+from gymlet.config.instances import find_instances
 from gymlet.config.paths import find_file, missing_file
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions, bind
@@ -31,6 +32,7 @@ from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.tasks import Expansion
 from gymlet.serve.launch import unknown_agent
 from gymlet.serve.peers import RemoteAgents
+from gymlet.wire.errors import GymletError
 
 USAGE = """
 ng_collect_rollouts +agent_name=NAME +input_jsonl_fpath=ROWS.jsonl +output_jsonl_fpath=OUT.jsonl [+key=value …]
@@ -87,7 +89,7 @@ def _options(composition: Composition) -> CollectOptions:
     return options
 
 
-def _job(composition: Composition, options: CollectOptions) -> Job:
+def _job(config: dict[str, Any], options: CollectOptions) -> Job:
     prompt = read_mapping(options.prompt_config, "prompt_config") if options.prompt_config else None
     if prompt is not None and not prompt.get("user"):
         raise ConfigError([Problem("needs a 'user' template", key="prompt_config", source=options.prompt_config)])
@@ -103,7 +105,7 @@ def _job(composition: Composition, options: CollectOptions) -> Job:
             overrides=options.responses_create_params,
             prompt=prompt,
         ),
-        config={each.name: {each.implementation: hide_secrets(each.options)} for each in composition.instances},
+        config=config,
         resume=options.resume_from_cache,
         overwrite=options.overwrite,
         force_resume=options.force_resume,
@@ -118,13 +120,20 @@ def _input_path(name: str) -> Path:
 
 
 async def _collect(composition: Composition, options: CollectOptions) -> int:
-    job = _job(composition, options)
     async with _agents(composition) as agents:
+        job = _job(await _configuration(composition, agents), options)
         with _interruptible(), Run(job) as run:
             for message in run.notes:
                 note(message)
             specs = await _specs(agents, run)
             return await _collect_and_score(run, agents, specs, options)
+
+
+async def _configuration(composition: Composition, agents: Agents) -> dict[str, Any]:
+    """What serves the run, here or over there, without its secrets: instance -> implementation -> options."""
+    tree = await agents.configuration() if isinstance(agents, RemoteAgents) else hide_secrets(composition.tree)
+    instances, _, _ = find_instances(tree, lambda _path: None)
+    return {each.name: {each.implementation: each.options} for each in instances}
 
 
 @contextmanager
@@ -218,8 +227,14 @@ def _executor(run: Run, agents: Agents, options: CollectOptions) -> Executor:
 async def _limits(agents: Agents) -> dict[str, int] | None:
     """What the models' limiters say, where they say anything."""
     limits = getattr(agents, "limits", None)
-    said = limits() if limits is not None else None
-    return await said if isawaitable(said) else said
+    if limits is None:
+        return None
+    try:
+        said = limits()
+        known: dict[str, int] | None = await said if isawaitable(said) else said
+    except GymletError:
+        return None  # the server is gone: each rollout says so
+    return known
 
 
 def _conclude(run: Run, *, interrupted: bool, allow_incomplete: bool) -> int:
