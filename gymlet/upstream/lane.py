@@ -115,6 +115,10 @@ class Lane:
         """Whether calls go through as usual."""
         return self._breaker.closed
 
+    def takes_calls(self, now: float) -> bool:
+        """Whether calls may go there, be it one to find out."""
+        return self._breaker.lets_through(now)
+
     @property
     def load(self) -> float:
         """How busy it would be with one more call."""

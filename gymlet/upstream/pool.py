@@ -1,9 +1,9 @@
 """The queue before a provider's endpoints: who may call next, and where. Pure; the clock is passed in.
 
 First come, first served, over all endpoints; a call that is tried again keeps its place. The least loaded endpoint
-takes it, one that it has not tried before if there is a choice. A call that asks for it (``session``) always goes to
-the same endpoint while that one works: highest random weight (Thaler and Ravishankar 1996), so that the others stay
-where they were when one fails.
+takes it, one that it has not tried before if there is a choice; one that has rested enough is asked before the others.
+A call that asks for it (``session``) always goes to the same endpoint while that one works: highest random weight
+(Thaler and Ravishankar 1996), so that the others stay where they were when one fails.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Pool:
             waiting.refusal = "queue_full"
             return waiting
         self.queued += 1
-        self._enqueue(waiting)
+        self._enqueue(waiting, now)
         if ask.wait_s < math.inf:
             heapq.heappush(self._deadlines, (now + ask.wait_s, waiting))
         return waiting
@@ -96,7 +96,7 @@ class Pool:
     def decide(self, now: float) -> list[Waiting]:
         """Grant and refuse what can be; returns those that were waiting and wait no more."""
         decided: list[Waiting] = []
-        self._move_sessions()
+        self._move_sessions(now)
         while (granted := self._grant_next(now)) is not None:
             decided.append(granted)
         decided += self._refuse_late(now)
@@ -136,8 +136,8 @@ class Pool:
         summed = ("limit", "in_flight", "sent", "ok", "rejected", "throttled", "unreachable", "failed", "left")
         return {**{key: sum(lane[key] for lane in lanes) for key in summed}, "queued": self.queued, "endpoints": lanes}
 
-    def _enqueue(self, waiting: Waiting) -> None:
-        lane = self._home(waiting.ask) if waiting.ask.session is not None and len(self.lanes) > 1 else None
+    def _enqueue(self, waiting: Waiting, now: float) -> None:
+        lane = self._home(waiting.ask, now) if waiting.ask.session is not None and len(self.lanes) > 1 else None
         heapq.heappush(self._anywhere if lane is None else self._bound[lane.index], waiting)
 
     def _grant_next(self, now: float) -> Waiting | None:
@@ -166,26 +166,26 @@ class Pool:
 
     def _choose(self, ask: Ask, now: float) -> Lane | None:
         free = [lane for lane in self.lanes if lane.has_room(ask.tokens, now)]
-        return min(free, key=lambda lane: (lane.index in ask.tried, not lane.works, lane.load), default=None)
+        return min(free, key=lambda lane: (lane.index in ask.tried, lane.works, lane.load), default=None)
 
     def _has_room(self, ask: Ask, now: float) -> bool:
         return not self.queued and self._choose(ask, now) is not None
 
-    def _home(self, ask: Ask) -> Lane:
+    def _home(self, ask: Ask, now: float) -> Lane:
         """Where a session's calls go."""
         by_choice = sorted(self.lanes, key=lambda lane: _affinity(ask.session or "", lane), reverse=True)
-        working = [lane for lane in by_choice if lane.works]
+        working = [lane for lane in by_choice if lane.takes_calls(now)]
         untried = [lane for lane in working if lane.index not in ask.tried]
         return (untried or working or by_choice)[0]
 
-    def _move_sessions(self) -> None:
+    def _move_sessions(self, now: float) -> None:
         """Sessions of an endpoint that does not work go on at another one, if one works."""
         for lane, queue in zip(self.lanes, self._bound, strict=True):
-            if queue and not lane.works and any(other.works for other in self.lanes):
+            if queue and not lane.takes_calls(now) and any(other.takes_calls(now) for other in self.lanes):
                 moved, queue[:] = list(queue), []
                 for waiting in moved:
                     if not waiting.decided:
-                        self._enqueue(waiting)
+                        self._enqueue(waiting, now)
 
     def _refuse_late(self, now: float) -> Iterator[Waiting]:
         while self._deadlines and (self._deadlines[0][1].decided or self._deadlines[0][0] <= now):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import time
 from collections.abc import Mapping
@@ -189,7 +190,7 @@ class Transport:
         self._headers = [_headers(provider, endpoint) for endpoint in provider.endpoints]
         self._urls = [endpoint.completions_url for endpoint in provider.endpoints]
         self._proxies = [provider.proxy_for(endpoint) for endpoint in provider.endpoints]
-        self._proxy_auth = aiohttp.BasicAuth(*provider.proxy_auth) if provider.proxy_auth else None
+        self._proxy_headers = _basic(*provider.proxy_auth) if provider.proxy_auth else None
         self._session = aiohttp.ClientSession(
             connector=_Connector(limit=0, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=IDLE_CONNECTION_S),
             timeout=aiohttp.ClientTimeout(
@@ -236,7 +237,7 @@ class Transport:
                 headers=self._headers[lane],
                 allow_redirects=False,
                 proxy=self._proxies[lane],
-                proxy_auth=self._proxy_auth,
+                proxy_headers=self._proxy_headers,
                 ssl=self._tls or True,
             )
         except aiohttp.ConnectionTimeoutError as error:
@@ -295,6 +296,10 @@ def _headers(provider: Provider, endpoint: Endpoint) -> Mapping[str, str]:
     if endpoint.api_key:
         headers["Authorization"] = f"Bearer {endpoint.api_key}"
     return {**headers, **provider.headers}
+
+
+def _basic(user: str, password: str) -> Mapping[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
 async def _read_up_to(content: aiohttp.StreamReader, max_bytes: int) -> bytes:

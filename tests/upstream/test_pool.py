@@ -114,7 +114,7 @@ def test_a_session_that_waits_for_an_endpoint_that_fails_goes_elsewhere():
         p.ended(grant, "failed", float(at))
         if at < MAX_FAILURES - 1:
             grant = take(p, now=float(at), place=-1, session="a")
-    assert go(p, 10.0) == [(1, 1 - grant.lane)]
+    assert go(p, 7.5) == [(1, 1 - grant.lane)]
 
 
 def test_an_endpoint_without_answers_rests_then_one_call_finds_out():
