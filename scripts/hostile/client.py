@@ -100,8 +100,7 @@ class Client(asyncio.Protocol):
 
     def _finish(self, *, complete: bool) -> None:
         status, headers = (int(self._head.words[1]), self._head.headers) if self._head else (0, {})
-        reply, self._reply = self._reply, None
-        if reply is not None and not reply.done():
-            reply.set_result(Reply(status, headers, b"".join(self._pieces), complete))
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_result(Reply(status, headers, b"".join(self._pieces), complete))
         self._head = None
         self._pieces = []

@@ -240,9 +240,11 @@ async def garbage(call: Call, _: str) -> None:
 async def wrong_length(call: Call, which: str) -> None:
     """A Content-Length that is not the body's."""
     body = b"".join(call.pieces())
-    await call.begin(len(body) + 100 if which == "long" else len(body) // 2)
-    await call.connection.send(body)
+    told = len(body) + 100 if which == "long" else len(body) // 2
+    await call.begin(told)
+    await call.connection.send(body[:told])
     await call.settle()
+    await call.connection.send(body[told:])
     call.connection.close()
 
 

@@ -6,6 +6,8 @@ reply. Both doors must agree. ``attempts`` is how often the provider was asked; 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 ALL = 3
@@ -100,7 +102,7 @@ TABLE = [
     both("long-headers", refused(502, "provider_unavailable", 1, "did not answer in HTTP")),
     both("bad-gzip", refused(502, "provider_stream_broken", 1, "gzip")),
     Row("cut-gzip", in_band(""), refused(502, "provider_stream_broken", 1)),
-    Row("wrong-length:short", in_band(""), refused(502, "provider_stream_broken", 1)),
+    Row("wrong-length:short", in_band(""), refused(502, "provider_stream_broken", 1, "not JSON")),
     # the connection breaks
     both("reset-before-headers", refused(502, "provider_unavailable", ALL, "cannot be reached")),
     both("reset-before-headers-once", good(2)),
@@ -123,3 +125,10 @@ TIMEOUTS = [
     Row("trickle:0.05", in_band("total"), refused(504, "timeout", 1, "total")),
     Row("comments:0.05", in_band("total"), refused(504, "timeout", 1, "total")),
 ]
+
+
+async def until(holds: Callable[[], bool], *, within_s: float = 10.0) -> None:
+    """Wait for a condition. Raises TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while not holds():  # noqa: ASYNC110  what is watched has no event
+            await asyncio.sleep(0.005)
