@@ -14,7 +14,6 @@ from scripts.hostile.outcome import CHAT, RESPONSES, ask, read_outcome
 KEY = "sk-very-secret-0123456789"
 INSTANCE = "++policy_model.responses_api_models.inference_provider."
 DOORS = {"responses": RESPONSES, "chat": CHAT}
-MB = 1 << 20
 BOUND_S = 10.0
 """No case may take longer; most take a hundredth of it."""
 
@@ -66,14 +65,15 @@ async def test_a_silent_provider_is_given_up(hostile, gymlet, row, door, streame
 
 
 AFTERMATH = {
-    "close-kept-alive": 1,
-    "close-kept-alive:rst": 1,
+    "close-kept-alive": 3,
+    "close-kept-alive:rst": 3,
     "double-answer": 0,
     "double-answer:0.05": 0,
-    "wrong-length:short-once": 0,
     "retry-after-200": 0,
 }
-"""Behaviour, and how many requests the provider did not read."""
+"""Behaviour, and how many requests the provider did not read: the next one on a connection that it closes just then."""
+
+MESSAGES = ("one", "two", "three", "four")
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
@@ -82,15 +82,14 @@ async def test_the_next_request_gets_its_own_answer(hostile, gymlet, behaviour, 
     """On a connection that was left in whatever state."""
     provider = await hostile()
     server = await gymlet(provider.url, f"'{behaviour}'", *settings(**RETRIES))
-    async with asyncio.timeout(BOUND_S):
-        await server.post(CHAT, ask(CHAT, "first", stream=streamed))
+    texts = []
+    for message in MESSAGES:
+        async with asyncio.timeout(BOUND_S):
+            status, _, body = await server.post(CHAT, ask(CHAT, message, stream=streamed))
+        texts.append(read_outcome(CHAT, status, body, stream=streamed).text)
         await asyncio.sleep(0.2)
-        await server.post(CHAT, ask(CHAT, "first", stream=streamed))
-        if not unread:
-            await asyncio.sleep(0.2)
-        status, _, body = await server.post(CHAT, ask(CHAT, "first", stream=streamed))
-    assert read_outcome(CHAT, status, body, stream=streamed).text == answer_text("first")
-    assert provider.counts.dropped_unread >= unread
+    assert texts == [answer_text(message) for message in MESSAGES]
+    assert provider.counts.dropped_unread == unread
 
 
 WAITS_S = {"throttle-after:1": 1.0, "throttle-date:1": 1.0, "throttle-ms:300": 0.3, "throttle-reset:300ms": 0.3}
@@ -188,4 +187,3 @@ async def test_a_line_without_end_is_not_kept(hostile, gymlet, streamed):
     assert "more than" in outcome.words
     await until(lambda: provider.counts.closed_early == 1)
     assert provider.attempts("hi") == 1
-    assert provider.counts.sent_bytes < 200 * MB
