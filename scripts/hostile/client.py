@@ -66,6 +66,7 @@ class Client(asyncio.Protocol):
 
     def leave(self) -> None:
         """End the connection at once."""
+        self.is_open = False
         self.transport.abort()
 
     def take(self, data: bytes) -> None:
@@ -100,6 +101,7 @@ class Client(asyncio.Protocol):
 
     def _finish(self, *, complete: bool) -> None:
         status, headers = (int(self._head.words[1]), self._head.headers) if self._head else (0, {})
+        self.is_open = self.is_open and headers.get("connection", "").lower() != "close"
         if self._reply is not None and not self._reply.done():
             self._reply.set_result(Reply(status, headers, b"".join(self._pieces), complete))
         self._head = None
