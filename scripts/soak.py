@@ -32,7 +32,7 @@ from gymlet.cli.console import run_async
 from scripts.hostile.answers import answer_text
 from scripts.hostile.client import Client, Reply
 from scripts.hostile.outcome import CHAT, RESPONSES, Outcome, ask, read_outcome
-from scripts.hostile.processes import INSTANCE, Server, gymlet, hostile_provider
+from scripts.hostile.processes import Server, end_on_sigterm, gymlet, hostile_provider, settings
 
 PATIENCE = {
     "max_retries": 6,
@@ -100,14 +100,14 @@ class Check(NamedTuple):
 async def main() -> int:
     """Run; 1 if a check fails."""
     given = _arguments()
+    end_on_sigterm()
     print(f"command: python scripts/soak.py {' '.join(sys.argv[1:])}", flush=True)
     key = f"sk-soak-{secrets.token_hex(16)}"
-    overrides = [f"{INSTANCE}{name}={value}" for name, value in PATIENCE.items()]
     with tempfile.TemporaryDirectory() as name:
         folder = given.logs or Path(name)
         options = ("--faults", str(given.faults), "--seed", str(given.seed))
         async with hostile_provider(folder, *options) as provider:
-            async with gymlet(folder, provider, "mix", *overrides, key=key) as server:
+            async with gymlet(folder, provider, "mix", *settings(**PATIENCE), key=key) as server:
                 tally = Tally()
                 checks = await _soak(given, provider, server, tally)
             checks += _check_logs(folder, key)
@@ -128,9 +128,8 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _soak(given: argparse.Namespace, provider: Server, server: Server, tally: Tally) -> list[Check]:
-    await _send(server, plans(WARM_UP, given.seed + 1), given.concurrency, Tally())
-    await _wait_for_rest(provider, server, 0)
     files = server.open_files()
+    await _send(server, plans(WARM_UP, given.seed + 1), given.concurrency, Tally())
     started = time.monotonic()
     watch = asyncio.create_task(_watch(server, tally, given.requests))
     await _send(server, plans(given.requests, given.seed), given.concurrency, tally)
@@ -251,7 +250,7 @@ async def _wait_for_rest(provider: Server, server: Server, files: int) -> tuple[
         stats: dict[str, Any] = orjson.loads((await client.get("/stats")).body)
         left = server.open_files()
         at_rest = stats["in_flight"] == 0 and stats["open_connections"] <= 1
-        if (at_rest and (left <= files or not files)) or time.monotonic() > until:
+        if (at_rest and left <= files) or time.monotonic() > until:
             client.leave()
             return stats, left
         await asyncio.sleep(0.5)

@@ -62,7 +62,7 @@ class Client(asyncio.Protocol):
     async def reply(self) -> Reply:
         """The reply to what was sent, once it is whole or the connection has ended."""
         assert self._reply is not None, "nothing was sent"  # noqa: S101
-        return await self._reply
+        return await asyncio.shield(self._reply)
 
     def leave(self) -> None:
         """End the connection at once."""

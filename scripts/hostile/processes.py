@@ -68,6 +68,18 @@ async def gymlet(
         yield server
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM cancel the calling task, so that the processes it started are stopped."""
+    task = asyncio.current_task()
+    assert task is not None, "called by no task"  # noqa: S101
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def settings(**values: object) -> list[str]:
+    """Keys of the model instance as overrides of the command line."""
+    return [f"{INSTANCE}{key}={str(value).lower()}" for key, value in values.items()]
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
