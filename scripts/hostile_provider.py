@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -59,7 +60,10 @@ def _show_faults() -> None:
         shown = f"{name}:{fault.default}" if fault.default else name
         print(f"{shown:<28} {fault.line}{', then good' if fault.once else ''}")
     print(f"{'<name>-once[:…]':<28} goes wrong at the first attempt of a message, then good")
-    print(f"{'mix':<28} draws for each attempt, with the share --faults, from: {', '.join(MIXED)}")
+    print(f"{'mix':<28} draws for each attempt, with the share --faults, from these:")
+    print(
+        textwrap.fill(" ".join(MIXED), 110, initial_indent=" " * 29, subsequent_indent=" " * 29, break_on_hyphens=False)
+    )
 
 
 async def _serve(options: Options, host: str, port: int) -> None:

@@ -3,6 +3,9 @@
 import asyncio
 import gzip
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import orjson
 import pytest
@@ -12,8 +15,9 @@ from scripts.hostile.answers import answer_text, stream_events, whole_body
 from scripts.hostile.client import Client
 from scripts.hostile.faults import FAULTS, MIXED, find
 from scripts.hostile.http1 import Body, End, MessageReader, Unreadable, chunk
-from scripts.hostile.outcome import CHAT, ask
+from scripts.hostile.outcome import CHAT, RESPONSES, ask
 
+ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 10.0
 A_MOMENT_S = 0.05
 """A connection that says nothing for so long is held open."""
@@ -327,3 +331,18 @@ async def test_what_is_no_chat_request_is_refused(hostile, raw):
 def test_an_answer_tells_whose_it_is_and_whether_it_is_whole():
     assert answer_text("a", 3) == "echo 86f7e437faa5a7fce15d1ddcb9eaeaea377667b8 1 2"
     assert answer_text("a") != answer_text("b")
+
+
+def test_the_page_shows_every_behaviour():
+    listed = subprocess.run(
+        [sys.executable, "scripts/hostile_provider.py", "--list"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"```text\n{listed.stdout}```" in (ROOT / "docs" / "hostile_provider.md").read_text()
+
+
+async def test_a_request_through_gymlet_may_choose_the_behaviour(hostile, gymlet):
+    server = await gymlet((await hostile()).url, "ok")
+    for door in (CHAT, RESPONSES):
+        metadata = {"extra_body": '{"behaviour": "status:404"}'}
+        assert (await server.post(door, ask(door, "hi", stream=False, metadata=metadata)))[0] == 404
+        assert (await server.post(door, ask(door, "hi", stream=False)))[0] == 200

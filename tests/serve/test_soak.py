@@ -1,8 +1,12 @@
-"""The soak in its short form: the same checks as `make soak`, on fewer requests."""
+"""The soak in its short form: the same checks as `make soak`, on fewer requests; and when a limit is settled."""
 
 import asyncio
 import sys
 from pathlib import Path
+
+import pytest
+
+from scripts.hidden_limit import settled
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 110
@@ -18,3 +22,18 @@ async def test_every_request_ends_with_its_own_answer_or_an_error():
             process.terminate()
             await process.wait()
     assert process.returncode == 0, out.decode()
+
+
+SETTLED = {
+    "at once": ([40] * 10, 0),
+    "after a climb": ([1, 2, 4, 8, 16, 32, *[40] * 10], 4),
+    "a dip counts by its mean": ([*[40] * 6, 20, *[40] * 6], 0),
+    "too high for long": ([*[80] * 5, *[40] * 10], 4),
+    "lost again": ([*[40] * 10, *[80] * 5], None),
+    "never": ([10] * 10, None),
+}
+
+
+@pytest.mark.parametrize(("limits", "second"), SETTLED.values(), ids=SETTLED)
+def test_when_a_limit_is_settled(limits, second):
+    assert settled(limits, 40, 0.2) == second
