@@ -2,9 +2,9 @@
 
     python scripts/hidden_limit.py [--limit 40] [--wanted 400] [--seconds 45]
 
-Each second shows gymlet's limit (GET /policy_model/limits) beside what the provider counted. It is settled from the
-second on from which the limit's mean over MEAN_S seconds stays within --within of the provider's. The exit code is 1
-if that takes longer than --settle-s, or if more than --throttled of the attempts are refused afterwards.
+Each second shows gymlet's limit (GET /policy_model/limits) beside what the provider counted. It is settled once it is
+within --within of the provider's, and its mean over any later MEAN_S seconds stays there. The exit code is 1 if that
+takes longer than --settle-s, or if more than --throttled of the attempts are refused afterwards.
 """
 
 from __future__ import annotations
@@ -136,12 +136,14 @@ def _verdict(given: argparse.Namespace, seconds: Sequence[Second]) -> int:
 
 
 def settled(limits: Sequence[float], true_limit: float, within: float) -> int | None:
-    """The second from which every later mean of MEAN_S seconds is near the true limit; None if the last one is not."""
+    """After how many seconds the limit, and every later mean of MEAN_S seconds, is near the true one; None if never."""
+
+    def near(limit: float) -> bool:
+        return abs(limit - true_limit) <= within * true_limit
+
     means = [statistics.fmean(limits[at : at + MEAN_S]) for at in range(max(1, len(limits) - MEAN_S + 1))]
-    far = [at for at, mean in enumerate(means) if abs(mean - true_limit) > within * true_limit]
-    if not far:
-        return 0
-    return None if far[-1] == len(means) - 1 else far[-1] + 1
+    last_far = max((at for at, mean in enumerate(means) if not near(mean)), default=-1)
+    return next((at + 1 for at in range(last_far + 1, len(means)) if near(limits[at])), None)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ BOUND_S = 120.0
 SETTLE_S = 60.0
 """Kept connections are closed once they were idle for long enough; that is waited for."""
 
+NOTICED_WITHIN_S = 1.0
+"""Of the median delay between a client that leaves and the end of its call; a machine at its limit is late for all."""
+
 SPARE_FILES = 16
 FLAT_SHARE, FLAT_BYTES = 0.10, 16 << 20
 SAMPLE_S = 1.0
@@ -72,6 +75,9 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     samples: list[tuple[float, int]] = field(default_factory=list)
+    left_at: dict[str, float] = field(default_factory=dict)
+    """When the client of a message left, by the clock on the wall."""
+
     slowest_s: float = 0.0
 
     @property
@@ -153,6 +159,7 @@ async def _soak(given: argparse.Namespace, provider: Server, server: Server, tal
             stats["open_connections"] <= 1, f"{stats['open_connections'] - 1} connections to the provider still open"
         ),
         Check(left <= files + SPARE_FILES, f"{left} open files, {files} at the start"),
+        _check_leaving(tally.left_at, stats["closed_early"]["last"]),
         _check_memory(tally.samples),
     ]
 
@@ -193,6 +200,7 @@ async def _work(server: Server, todo: Iterator[Plan], tally: Tally) -> None:
             continue
         if reply is None:
             tally.outcomes["the client left"] += 1
+            tally.left_at[plan.message] = time.time()
         else:
             tally.slowest_s = max(tally.slowest_s, time.monotonic() - started)
             _judge(plan, reply, tally)
@@ -214,7 +222,7 @@ async def _carry_out(client: Client, plan: Plan) -> Reply | None:
             return await client.reply()
     except TimeoutError:
         client.leave()
-        return None
+    return None
 
 
 def _judge(plan: Plan, reply: Reply, tally: Tally) -> None:
@@ -254,6 +262,17 @@ async def _wait_for_rest(provider: Server, server: Server, files: int) -> tuple[
             client.leave()
             return stats, left
         await asyncio.sleep(0.5)
+
+
+def _check_leaving(left_at: dict[str, float], departures: list[dict[str, Any]]) -> Check:
+    """How long after its client a call of the provider ended."""
+    ends = [(each["at_unix_s"], left_at.get(each["message"], float("inf"))) for each in departures]
+    delays_s = [max(0.0, end - left) for end, left in ends if left < float("inf")]
+    if not delays_s:
+        return Check(True, "no client left during a call of the provider")
+    median_s, longest_s = statistics.median(delays_s), max(delays_s)
+    words = f"{len(delays_s)} calls whose client left ended {median_s * 1000:.0f} ms later at the median"
+    return Check(median_s < NOTICED_WITHIN_S, f"{words}, {longest_s * 1000:.0f} ms at the most")
 
 
 def _check_memory(samples: list[tuple[float, int]]) -> Check:

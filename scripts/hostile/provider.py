@@ -20,7 +20,7 @@ from scripts.hostile.connection import Connection, Request
 from scripts.hostile.faults import FAULTS, MIXED, find
 
 BACKLOG = 16_384
-KEPT_DEPARTURES = 1000
+KEPT_DEPARTURES, SHOWN_CHARS = 1000, 100
 MAX_MESSAGES = 1_000_000
 """Of how many messages the attempts are counted; the oldest are forgotten."""
 
@@ -222,7 +222,7 @@ class HostileProvider:
             await fault.run(call, argument)
         except asyncio.CancelledError:
             if not (call.completed or call.connection.ended_here):
-                self._left(model, started)
+                self._left(call, model, started)
             raise
         finally:
             self.counts.completed += call.completed
@@ -238,10 +238,13 @@ class HostileProvider:
         self.counts.by_fault[model] += 1
         self.counts.throttled += model.startswith(("throttle", "quota", "too many", "status:429"))
 
-    def _left(self, model: str, started: float) -> None:
+    def _left(self, call: Call, model: str, started: float) -> None:
         now = time.time()
         self.counts.closed_early += 1
-        self.counts.departures.append({"model": model, "at_unix_s": now, "after_s": now - started})
+        message = call.message[:SHOWN_CHARS]
+        self.counts.departures.append(
+            {"message": message, "model": model, "at_unix_s": now, "after_s": now - started},
+        )
 
 
 def last_user_message(messages: list[Json]) -> str:
