@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CONFIG ?= resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format cover bench clients corpus golden providers clean
+.PHONY: help install demo run test check format cover bench soak clients corpus golden providers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ cover: $(VENV)/.dev $(VENV)/.local  ## run the tests, and show which lines they 
 
 bench: $(VENV)/.dev  ## measure the server beside a handler that copies bytes
 	@$(BIN)/python scripts/bench.py
+
+soak: $(VENV)/.dev  ## send 100,000 requests at a provider that misbehaves, and check that each one ends
+	@$(BIN)/python scripts/soak.py
 
 clients: $(VENV)/.clients tests/clients/node_modules  ## run the tests with OpenAI's SDKs, LangChain and others as clients
 	@$(BIN)/python -m pytest -m "clients or not clients" tests/clients
