@@ -6,10 +6,10 @@ import asyncio
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
 from gymlet.cli.ng_run import build_gym
-from gymlet.cli.progress import shown
+from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
 from gymlet.config.compose import Composition, compose, read_mapping
 from gymlet.config.instances import find_instances
@@ -63,6 +63,10 @@ class Agents(Protocol):
 
     async def agent_names(self) -> list[str]:
         """The agents there are."""
+        ...
+
+    async def limits(self) -> dict[str, dict[str, Any]]:
+        """The state of each model's endpoints, by the instance's name."""
         ...
 
 
@@ -224,17 +228,13 @@ def _executor(run: Run, agents: Agents, options: CollectOptions) -> Executor:
     return LocalExecutor(agents.run_agent, parallel=parallel, timeout_s=options.rollout_timeout_s)
 
 
-async def _limits(agents: Agents) -> dict[str, int] | None:
-    """What the models' limiters say, where they say anything."""
-    limits = getattr(agents, "limits", None)
-    if limits is None:
-        return None
-    try:
-        said = limits()
-        known: dict[str, int] | None = await said if isawaitable(said) else said
-    except GymletError:
-        return None  # the server is gone: each rollout says so
-    return known
+async def _limits(agents: Agents) -> Counter[str]:
+    """The state of all models' endpoints, added up."""
+    total: Counter[str] = Counter()
+    with suppress(GymletError):  # a server that is gone: each rollout says so
+        for state in (await agents.limits()).values():
+            total.update({name: state.get(name, 0) for name in LIMITS})
+    return total
 
 
 def _conclude(run: Run, *, interrupted: bool, allow_incomplete: bool) -> int:

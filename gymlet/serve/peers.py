@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -190,7 +189,6 @@ class RemoteAgents:
 
     def __init__(self, url: str) -> None:
         self._server = RemoteServer(url, fault=AgentError)
-        self._models: list[str] | None = None
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -214,17 +212,10 @@ class RemoteAgents:
         tree: Json = yaml.safe_load(orjson.loads(reply.body))
         return tree
 
-    async def limits(self) -> dict[str, int] | None:
-        """What the limiters of the server's models say, added up; None where they say nothing."""
-        if self._models is None:
-            self._models = await self._names("responses_api_models")
-        total: Counter[str] = Counter()
-        for name in list(self._models):
-            try:
-                total.update(await self._server.get(f"/{name}/limits"))
-            except GymletError:
-                self._models.remove(name)
-        return dict(total) or None
+    async def limits(self) -> dict[str, Json]:
+        """The state of each model's endpoints, by the instance's name."""
+        names = await self._names("responses_api_models")
+        return {name: await self._server.get(f"/{name}/limits") for name in names}
 
     async def _names(self, server_type: str) -> list[str]:
         reply = await self._server.send("GET", "/server_instances")
