@@ -28,7 +28,9 @@ MAX_INDEX = 1 << 63
 class Expansion:
     """How rows become tasks; the keys of ng_collect_rollouts.
 
-    ``prompt`` is the parsed prompt_config: ``user`` and, optionally, ``system`` templates.
+    ``prompt`` is the parsed prompt_config: ``user`` and, optionally, ``system`` templates. Of ``num_shards`` machines
+    that expand the same rows, each gets the tasks whose index leaves ``shard_index``, with all their rollouts: indices
+    are the same as without shards.
     """
 
     agent_name: str | None = None
@@ -37,6 +39,8 @@ class Expansion:
     add_seed: bool = False
     overrides: Json = field(default_factory=dict)
     prompt: Mapping[str, str] | None = None
+    shard_index: int = 0
+    num_shards: int = 1
 
 
 class Expander:
@@ -112,6 +116,8 @@ class Expander:
         params = (row.get("responses_create_params") or {}) | self._options.overrides
         task = row[TASK] if TASK in row else self._lines.number(line)
         first = self._rollouts.add(task, repeats)
+        if task % self._options.num_shards != self._options.shard_index:
+            return
         for rollout in range(first, first + repeats):
             shown = _with_seed(params, rollout) if self._options.add_seed else params
             yield {**row, "responses_create_params": shown, "agent_ref": agent, TASK: task, ROLLOUT: rollout}
