@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, note, run_async, run_command
+from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
 from gymlet.cli.ng_run import build_gym
+from gymlet.cli.progress import shown
 from gymlet.cli.scores import show_scores
 from gymlet.config.compose import Composition, compose, read_mapping
 from gymlet.config.paths import find_file, missing_file
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions, bind
-from gymlet.config.secrets import hide_secrets
-from gymlet.rollout.collect import Event, Job, Run
+from gymlet.config.secrets import HIDDEN, hide_secrets, names_secret
+from gymlet.rollout.collect import ATTEMPTS_VARIABLE, GRACE_S, Job, Run
+from gymlet.rollout.executor import Executor, LocalExecutor
+from gymlet.rollout.files import RunFiles, StorageError
 from gymlet.rollout.metrics import MetricsSpec
-from gymlet.rollout.records import RunFiles
 from gymlet.rollout.tasks import Expansion
 from gymlet.serve.launch import unknown_agent
 from gymlet.serve.peers import RemoteAgents
@@ -44,7 +41,9 @@ started. Exit codes: 0 complete, 3 incomplete, 2 a mistake in the command, 130 i
 """
 
 COMMAND = "ng_collect_rollouts"
-FRAME_S = 0.1
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MAX_PARALLEL = 16_384
+"""What "unlimited" means: more rollouts at once than any provider takes."""
 
 out = Console(highlight=False, soft_wrap=True)
 
@@ -105,8 +104,6 @@ def _job(composition: Composition, options: CollectOptions) -> Job:
             prompt=prompt,
         ),
         config={each.name: {each.implementation: hide_secrets(each.options)} for each in composition.instances},
-        parallel=options.num_samples_in_parallel,
-        timeout_s=options.rollout_timeout_s,
         resume=options.resume_from_cache,
         overwrite=options.overwrite,
         force_resume=options.force_resume,
@@ -123,15 +120,36 @@ def _input_path(name: str) -> Path:
 async def _collect(composition: Composition, options: CollectOptions) -> int:
     job = _job(composition, options)
     async with _agents(composition) as agents:
-        with Run(job) as run:
+        with _interruptible(), Run(job) as run:
             for message in run.notes:
                 note(message)
             specs = await _specs(agents, run)
-            interrupted = await _watch(run, agents)
-            run.finish()
-            if not options.disable_aggregation:
-                show_scores(out, run.aggregate(specs))
-        return _conclude(run, interrupted=interrupted, allow_incomplete=options.allow_incomplete)
+            return await _collect_and_score(run, agents, specs, options)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt at once: a large data set is read for minutes, and the loop does not turn."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+async def _collect_and_score(
+    run: Run, agents: Agents, specs: Mapping[str, MetricsSpec], options: CollectOptions
+) -> int:
+    try:
+        signals = await _watch(run, agents, options)
+        run.finish()
+        if not options.disable_aggregation and signals < 2:
+            show_scores(out, run.aggregate(specs))
+    except StorageError as error:
+        fail(str(error))
+        note(f"make room, then go on with\n  {resume_command(sys.argv[1:])}")
+        return EXIT_INCOMPLETE
+    return _conclude(run, interrupted=signals > 0, allow_incomplete=options.allow_incomplete)
 
 
 @asynccontextmanager
@@ -163,48 +181,45 @@ async def _specs(agents: Agents, run: Run) -> Mapping[str, MetricsSpec]:
     return {name: await agents.metrics_spec(name) for name in wanted}
 
 
-async def _watch(run: Run, agents: Agents) -> bool:
-    """Collect with a progress bar; True if a signal stopped it. A second signal stops it at once."""
-    stop = asyncio.Event()
-    this = asyncio.current_task()
+async def _watch(run: Run, agents: Agents, options: CollectOptions) -> int:
+    """Collect, and show how it goes; how many signals came: the first lets no more begin, the second stops at once."""
+    stop, signals = asyncio.Event(), 0
+    loop = asyncio.get_running_loop()
+    collecting = asyncio.create_task(run.collect(_executor(run, agents, options), stop=stop))
 
     def on_signal() -> None:
-        if stop.is_set() and this is not None:
-            this.cancel()
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            note(f"no rollout begins any more; those in flight get {GRACE_S:g} s; again to stop at once")
+        else:
+            collecting.cancel()
         stop.set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         loop.add_signal_handler(number, on_signal)
-    counts = run.counts
-    with _progress() as progress:
-        bar = progress.add_task("rollouts", total=counts.expected, completed=counts.ok, failed=counts.failed)
-        try:
-            await run.collect(agents.run_agent, stop=stop, on_event=lambda event: _advance(progress, bar, event))
-        except asyncio.CancelledError:
-            if not stop.is_set():
-                raise
-    return stop.is_set()
+    try:
+        async with shown(run, partial(_limits, agents)):
+            await asyncio.wait({collecting})
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+        collecting.cancel()
+    if not collecting.cancelled():
+        collecting.result()
+    return signals
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        refresh_per_second=1 / FRAME_S,
-    )
+def _executor(run: Run, agents: Agents, options: CollectOptions) -> Executor:
+    parallel = min(options.num_samples_in_parallel or MAX_PARALLEL, max(1, run.remaining))
+    return LocalExecutor(agents.run_agent, parallel=parallel, timeout_s=options.rollout_timeout_s)
 
 
-def _advance(progress: Progress, bar: TaskID, event: Event) -> None:
-    if event == "ok":
-        progress.advance(bar)
-    elif event == "failed":
-        progress.update(bar, failed=progress.tasks[0].fields["failed"] + 1)
+async def _limits(agents: Agents) -> dict[str, int] | None:
+    """What the models' limiters say, where they say anything."""
+    limits = getattr(agents, "limits", None)
+    said = limits() if limits is not None else None
+    return await said if isawaitable(said) else said
 
 
 def _conclude(run: Run, *, interrupted: bool, allow_incomplete: bool) -> int:
@@ -213,9 +228,30 @@ def _conclude(run: Run, *, interrupted: bool, allow_incomplete: bool) -> int:
     if counts.failed:
         out.print(f"{counts.failed} failed, see {files.failures}", markup=False)
     if interrupted:
-        note("interrupted; the same command goes on from here")
+        note(f"interrupted; the same command goes on from here:\n  {resume_command(sys.argv[1:])}")
         return EXIT_INTERRUPTED
-    if counts.ok < counts.expected and not allow_incomplete:
-        note("incomplete; the same command tries what failed again")
-        return EXIT_INCOMPLETE
-    return EXIT_OK
+    if counts.ok >= counts.expected:
+        return EXIT_OK
+    note(_how_to_go_on(run))
+    return EXIT_OK if allow_incomplete else EXIT_INCOMPLETE
+
+
+def _how_to_go_on(run: Run) -> str:
+    given_up = run.given_up
+    words = f"incomplete; the same command tries again what is missing:\n  {resume_command(sys.argv[1:])}"
+    if given_up == 0:
+        return words
+    told = f"{given_up} will not be tried again: they failed for good, or {run.max_attempts} times"
+    more = f"{ATTEMPTS_VARIABLE}={2 * run.max_attempts} before the command allows more"
+    return f"{told}; {more}" if given_up == run.remaining else f"{words}\n{told}; {more}"
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """The command that goes on: without what would start afresh, and without the values of secrets."""
+    kept = [argument for argument in arguments if argument.lstrip("+").partition("=")[0] != "overwrite"]
+    return shlex.join([COMMAND, *map(_without_secret, kept)])
+
+
+def _without_secret(argument: str) -> str:
+    key, is_set, _ = argument.partition("=")
+    return f"{key}={HIDDEN}" if is_set and names_secret(key) else argument

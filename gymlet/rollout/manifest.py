@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import orjson
 
 from gymlet import __version__
+from gymlet.wire.errors import RequestError
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1
 COMPARED = ("schema_version", "input", "expansion", "config")
 """The parts that must be the same for a run to be gone on with."""
+
+UNCOMPARED = frozenset({"num_concurrent_requests", "max_stored_responses", "num_workers"})
+"""Options that change how fast a run is, and nothing that it collects."""
 
 MAX_SHOWN_CHARS = 80
 
@@ -31,7 +36,7 @@ def describe(input_path: Path, *, expansion: Json, config: Json) -> Json:
         "input": {"name": input_path.name, "blake2b": digest.hexdigest()},
         "expansion": expansion,
         "config": config,
-        "gymlet": __version__,
+        "versions": {"gymlet": __version__, "python": platform.python_version()},
         "started": now(),
         "ended": None,
         "counts": None,
@@ -43,6 +48,25 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def compare(path: Path, new: Json, *, force: bool) -> Json:
+    """The manifest in ``path``. Raises RequestError with what differs from it, unless ``force``."""
+    try:
+        old = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        old = None
+    if not isinstance(old, dict):
+        raise RequestError(f"{path} is no manifest; +overwrite=true moves it aside, with the run, and starts afresh")
+    lines = differences(old, new)
+    if lines and not force:
+        shown = "".join(f"\n    {line}" for line in lines)
+        raise RequestError(
+            f"{path.parent} holds another run, which differs in:{shown}\n"
+            "  +overwrite=true moves it aside and starts afresh, +force_resume=true goes on with it all the same, "
+            "and another output_jsonl_fpath leaves it alone"
+        )
+    return old
+
+
 def differences(old: Json, new: Json) -> list[str]:
     """What differs between two manifests, a line each: path, before, now."""
     return [line for part in COMPARED for line in _differences(old.get(part), new.get(part), part)]
@@ -50,7 +74,9 @@ def differences(old: Json, new: Json) -> list[str]:
 
 def _differences(old: Any, new: Any, at: str) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(key for key in new if key not in old)]:
+        for key in dict.fromkeys([*old, *new]):
+            if key in UNCOMPARED:
+                continue
             yield from _differences(old.get(key), new.get(key), f"{at}.{key}")
     elif old != new:
         yield f"{at}: was {_shown(old)}, is {_shown(new)}"
