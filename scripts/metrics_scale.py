@@ -19,8 +19,8 @@ from pathlib import Path
 
 import orjson
 
-from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.files import read_rows
+from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.scores import score_run, write_scores
 
 SIZES = (125_000, 250_000, 500_000, 1_000_000)

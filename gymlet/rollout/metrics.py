@@ -74,6 +74,11 @@ class Aggregator:
         self._answers = array("q")
         self._columns: dict[str, array[float]] = {}
 
+    @property
+    def rows(self) -> int:
+        """How many were added."""
+        return len(self._tasks)
+
     def add(self, row: Json) -> None:
         """Count one verified row; its order among the others does not matter. Raises RequestError for a wrong index."""
         task, rollout = index_of(row, TASK), index_of(row, ROLLOUT)
