@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ import orjson
 from gymlet.rollout import manifest
 from gymlet.rollout.episode import Ended, Failure, Success
 from gymlet.rollout.executor import Executor, Node, NodeLost
-from gymlet.rollout.files import RunFiles, read_rows, replace, stamped_first, write_json
-from gymlet.rollout.keys import Key, Keys, key_of
-from gymlet.rollout.metrics import TASK, Aggregator, MetricsSpec
+from gymlet.rollout.files import RunFiles, read_rows, stamped_first, storing, write_json
+from gymlet.rollout.keys import Key, key_of
+from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.records import Records
+from gymlet.rollout.scores import score_run, write_scores
 from gymlet.rollout.tasks import Expander, Expansion
 from gymlet.rollout.todo import Task, Todo
+from gymlet.rollout.whole_file import whole_file
 from gymlet.wire.errors import GymletError, RequestError
 
 Json = dict[str, Any]
@@ -71,7 +72,7 @@ class Run:
         self.job = job
         self.notes: list[str] = []
         self.max_attempts = max_attempts()
-        self._records = Records(job.files)
+        self._records = Records(job.files, self.max_attempts)
         self._tally = Tally()
         self.ended = 0
         """Rollouts that ended since the run began, well or not."""
@@ -110,7 +111,7 @@ class Run:
     @property
     def given_up(self) -> int:
         """Rollouts that failed for good, or too often to be tried again."""
-        return self._records.given_up(self.max_attempts)
+        return self._records.given_up
 
     def agents(self) -> list[str]:
         """The agents that the tasks name."""
@@ -118,7 +119,7 @@ class Run:
 
     async def collect(self, executor: Executor, *, stop: asyncio.Event) -> None:
         """Run what remains; after ``stop`` no task begins, and those in flight get GRACE_S. Raises StorageError."""
-        with Todo(self.job.files.inputs, self._records, self.max_attempts, stop) as todo:
+        with Todo(self.job.files.inputs, self._records, stop) as todo:
             work = asyncio.create_task(self._work(executor, todo))
             stopped = asyncio.create_task(stop.wait())
             try:
@@ -139,9 +140,11 @@ class Run:
 
     def aggregate(self, specs: Mapping[str, MetricsSpec]) -> list[Json]:
         """The scores of each agent, over old and new rows; written beside the output."""
-        entries = list(_aggregate(self.job.files, specs))
-        write_json(self.job.files.metrics, entries)
-        return entries
+        files = self.job.files
+        inputs, rows, failures = (read_rows(path) for path in (files.inputs, files.output, files.failures))
+        scores = score_run(specs, inputs=inputs, rows=rows, failures=failures)
+        with storing(files.metrics):
+            return write_scores(files.metrics, scores)
 
     async def _work(self, executor: Executor, todo: Todo) -> None:
         await executor.start()
@@ -184,8 +187,8 @@ class Run:
             case Success(key, line):
                 self._records.append(key, line)
             case Failure(key, line, failure_class, terminal):
-                times = self._records.append_failure(key, line, terminal=terminal)
-                if not terminal and times < self.max_attempts:
+                self._records.append_failure(key, line, terminal=terminal)
+                if not self._records.is_over(key):
                     todo.again(task, failure_class)
                     return
         todo.settle()
@@ -240,8 +243,9 @@ class Run:
         expander = Expander(job.expansion, str(job.input_path))
         with job.input_path.open("rb") as lines:
             rows = (self._tally.add(row, self._records) for row in expander.expand(lines))
-            texts = (orjson.dumps(stamped_first(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-            replace(files.inputs, texts, lambda: self.notes.extend(expander.finish()))
+            with storing(files.inputs), whole_file(files.inputs) as file:
+                file.writelines(orjson.dumps(stamped_first(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+                self.notes += expander.finish()
         self._manifest["tasks"] = self._tally.tasks
         write_json(files.manifest, self._manifest)
 
@@ -276,20 +280,3 @@ def max_attempts() -> int:
     """NEMO_GYM_MAX_ROLLOUT_ATTEMPTS, or 3 where it is no positive number."""
     text = os.environ.get(ATTEMPTS_VARIABLE, "")
     return int(text) if text.isdecimal() and int(text) > 0 else DEFAULT_MAX_ATTEMPTS
-
-
-def _aggregate(files: RunFiles, specs: Mapping[str, MetricsSpec]) -> Iterator[Json]:
-    expected: dict[str, Counter[int]] = {name: Counter() for name in specs}
-    for row in read_rows(files.inputs):
-        expected[row["agent_ref"]["name"]][row[TASK]] += 1
-    aggregators = {name: Aggregator(spec) for name, spec in specs.items()}
-    done = Keys()
-    for row in read_rows(files.output):
-        aggregators[row["agent_ref"]["name"]].add(row)
-        done.add(key_of(row))
-    failed: dict[str, Keys] = {name: Keys() for name in specs}
-    for row in read_rows(files.failures):
-        if key_of(row) not in done:
-            failed[row["agent_ref"]["name"]].add(key_of(row))
-    for name, aggregator in aggregators.items():
-        yield {"agent_ref": {"name": name}, **aggregator.result(expected[name], failed=len(failed[name]))}

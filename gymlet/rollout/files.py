@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from gymlet.rollout.keys import Key, Keys, key_of
+from gymlet.rollout.compact import KeySet
+from gymlet.rollout.keys import Key, key_of
 from gymlet.rollout.metrics import ROLLOUT, TASK
+from gymlet.rollout.whole_file import whole_file
 from gymlet.wire.errors import GymletError, RequestError
 
 Json = dict[str, Any]
@@ -82,7 +85,9 @@ def scan(path: Path) -> Iterator[Line]:
 
 
 def read_rows(path: Path) -> Iterator[Json]:
-    """The rows of a JSONL file, one at a time. Raises RequestError with the line of one that is none."""
+    """The rows of a JSONL file, one at a time; none without a file. Raises RequestError with the line that is no row."""
+    if not path.exists():
+        return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -108,44 +113,29 @@ def stamped_first(row: Json) -> Json:
 
 def drop_repeated(path: Path) -> list[str]:
     """Keep the first row of each key; says how many were dropped."""
-    seen = Keys()
-    twice = sum(not seen.add(line.key) for line in scan(path))
+    seen = KeySet()
+    twice = sum(not seen.add(*line.key) for line in scan(path))
     if not twice:
         return []
-    first = Keys()
-    replace(path, (line.text for line in scan(path) if first.add(line.key)))
+    first = KeySet()
+    with storing(path), whole_file(path) as file:
+        file.writelines(line.text for line in scan(path) if first.add(*line.key))
     return [f"{path.name}: {twice} row{'s' if twice > 1 else ''} stood there twice; the first of each was kept"]
 
 
-def replace(path: Path, lines: Iterable[bytes], check: Callable[[], None] | None = None) -> None:
-    """Write a file that appears whole, once ``check`` has raised nothing, or not at all."""
-    scratch = path.with_name(f"{path.name}.part")
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """What the system refuses to write is a StorageError, told in words."""
     try:
-        with scratch.open("wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        if check is not None:
-            check()
-        scratch.replace(path)
-        _sync_folder(path.parent)
+        yield
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def write_json(path: Path, payload: object) -> None:
-    """A JSON file that appears whole or not at all."""
-    replace(path, [orjson.dumps(payload, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)])
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """A JSON file that appears whole or not at all. Raises StorageError."""
+    with storing(path), whole_file(path) as file:
+        file.write(orjson.dumps(payload, option=orjson.OPT_INDENT_2))
 
 
 def repair_tail(path: Path) -> list[str]:

@@ -14,8 +14,9 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from gymlet.rollout.compact import KeySet
 from gymlet.rollout.files import RunFiles, StorageError, drop_repeated, repair_tail, scan
-from gymlet.rollout.keys import Attempts, Key, Keys
+from gymlet.rollout.keys import Attempts, Key
 from gymlet.rollout.sync import Syncer
 from gymlet.wire.errors import RequestError
 
@@ -28,13 +29,17 @@ class Records:
     Use it as a context manager: leaving it puts everything on the disk. ``notes`` says what was repaired.
     """
 
-    def __init__(self, files: RunFiles) -> None:
+    def __init__(self, files: RunFiles, max_attempts: int) -> None:
         self._files = files
-        self.done = Keys()
+        self.done = KeySet()
         self.attempts = Attempts()
-        self.terminal = Keys()
+        self._max_attempts = max_attempts
+        self._terminal = KeySet()
         self.failed = 0
         """Rollouts that failed and have no row."""
+
+        self.given_up = 0
+        """Those among them that are not run again: they failed for good, or too often."""
 
         self.notes: list[str] = []
         self._appenders: tuple[Appender, ...] = ()
@@ -58,7 +63,7 @@ class Records:
             self.notes += repair_tail(path)
         self.notes += drop_repeated(self._files.output)
         for line in scan(self._files.output):
-            self.done.add(line.key)
+            self.done.add(*line.key)
         for line in scan(self._files.failures):
             self._count_failure(line.key, terminal=TERMINAL in line.text.replace(b": ", b":"))
 
@@ -72,31 +77,26 @@ class Records:
         if key in self.done:
             return False
         self._write(self._rows, line)
-        self.done.add(key)
         self.failed -= self.attempts[key] > 0
+        self.given_up -= self.is_over(key)
+        self.done.add(*key)
         return True
 
-    def append_failure(self, key: Key, line: bytes, *, terminal: bool) -> int:
-        """Commit one failed attempt; returns how many there are now. Raises StorageError."""
+    def append_failure(self, key: Key, line: bytes, *, terminal: bool) -> None:
+        """Commit one failed attempt. Raises StorageError."""
         self._write(self._failures, line)
-        return self._count_failure(key, terminal=terminal)
+        self._count_failure(key, terminal=terminal)
 
-    def is_over(self, key: Key, max_attempts: int) -> bool:
+    def is_over(self, key: Key) -> bool:
         """Whether a rollout is not to be run: done, failed for good, or tried too often."""
-        return key in self.done or key in self.terminal or self.attempts[key] >= max_attempts
+        return key in self.done or key in self._terminal or self.attempts[key] >= self._max_attempts
 
-    def given_up(self, max_attempts: int) -> int:
-        """How many rollouts without a row are not to be run again."""
-        tired = self.attempts.at_least(max_attempts)
-        over = sum(key not in self.done for key in tired)
-        return over + sum(key not in self.done and key not in tired for key in self.terminal)
-
-    def _count_failure(self, key: Key, *, terminal: bool) -> int:
-        times = self.attempts.add(key)
-        self.failed += times == 1 and key not in self.done
+    def _count_failure(self, key: Key, *, terminal: bool) -> None:
+        was_over = self.is_over(key)
+        self.failed += self.attempts.add(key) == 1 and key not in self.done
         if terminal:
-            self.terminal.add(key)
-        return times
+            self._terminal.add(*key)
+        self.given_up += self.is_over(key) and not was_over
 
     def _write(self, appender: Appender, line: bytes) -> None:
         assert self._syncer is not None, "open() comes first"  # noqa: S101

@@ -53,11 +53,10 @@ class Todo:
     Use it as a context manager. Every task taken is told about once: ``settle``, ``again`` or ``give_back``.
     """
 
-    def __init__(self, path: Path, records: Records, max_attempts: int, stop: asyncio.Event) -> None:
+    def __init__(self, path: Path, records: Records, stop: asyncio.Event) -> None:
         self._path = path
         self._stop = stop
         self._records = records
-        self._max_attempts = max_attempts
         self._fresh = self._unfinished()
         self._lost: deque[Task] = deque()
         self._soon: deque[int] = deque()
@@ -122,7 +121,7 @@ class Todo:
 
     def _unfinished(self) -> Generator[Task, None, None]:
         for key, offset, text in scan(self._path):
-            if not self._records.is_over(key, self._max_attempts):
+            if not self._records.is_over(key):
                 yield Task(key, offset, text, self._records.attempts[key])
 
     def _ready(self, most: int) -> list[Task]:
