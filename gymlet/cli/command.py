@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from gymlet.cli.console import note
-from gymlet.config.compose import COMMAND_LINE, Composition, compose
-from gymlet.config.datasets import find_rows
-from gymlet.config.paths import missing_file, search_roots
+from gymlet.config.compose import COMMAND_LINE, Composition, compose, read_mapping
+from gymlet.config.datasets import DataSet, find_rows
+from gymlet.config.paths import find_file, missing_file, search_roots
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import bind
+from gymlet.rollout.metrics import MetricsSpec
+from gymlet.rollout.prepare import Part
 from gymlet.rollout.sources import Source, open_source
+from gymlet.serve.launch import unknown_agent
 from gymlet.serve.plugins import Plugin, load
+from gymlet.serve.verifiers import metrics_specs
 
 T = TypeVar("T")
 NEAR = 0.8
@@ -46,6 +50,43 @@ def find_source(name: str, key: str) -> Source:
     if path is None:
         raise ConfigError([missing_file(name, Path.cwd(), key)])
     return open_source(path)
+
+
+def find_path(name: str, key: str) -> Path:
+    """The file that ``key`` names, below the roots. Raises ConfigError where it is not there."""
+    path = find_file(name, Path.cwd())
+    if path is None:
+        raise ConfigError([missing_file(name, Path.cwd(), key)])
+    return path
+
+
+def load_parts(sets: Sequence[DataSet]) -> list[Part]:
+    """Data sets as they are prepared: opened, their prompts read. Raises ConfigError."""
+    return [
+        Part(
+            source=open_source(each.path),
+            agent=each.agent,
+            type=each.options.type,
+            repeats=each.options.num_repeats,
+            prompt=read_mapping(each.options.prompt_config, "prompt_config") if each.options.prompt_config else None,
+        )
+        for each in sets
+    ]
+
+
+def specs_of(composition: Composition, agents: Sequence[str]) -> dict[str, MetricsSpec]:
+    """What each of these agents scores: as its environment says or, without a configuration, the reward.
+
+    Raises RequestError for an agent that the configuration does not name.
+    """
+    known = metrics_specs(load_plugins(composition))
+    if not known:
+        note("no config_paths: the reward is scored, and whatever else the environment scores is not")
+        return {name: MetricsSpec() for name in agents}
+    for name in agents:
+        if name not in known:
+            raise unknown_agent(name, list(known))
+    return {name: known[name] for name in agents}
 
 
 def load_plugins(composition: Composition) -> list[Plugin]:

@@ -33,7 +33,7 @@ class RewardProfileOptions:
     materialized_inputs_jsonl_fpath: str
     rollouts_jsonl_fpath: str
     output_jsonl_fpath: str
-    pass_threshold: float | None = None
+    pass_threshold: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,7 +131,7 @@ def _check(tree: dict[str, Any], files: ConfigFiles, layers: list[Layer], parsed
 
 def require_instances(composition: Composition) -> None:
     """Raise ConfigError where nothing is to be served."""
-    if not composition.instances:
+    if not any(instance.source for instance in composition.instances):
         example = "ng_run '+config_paths=[resources_servers/mcqa/configs/mcqa.yaml,…]'"
         raise ConfigError([Problem(f"no server instance is configured; name config files, e.g. {example}")])
 

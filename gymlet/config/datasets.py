@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,15 +37,14 @@ class DataSet:
     path: Path | str
 
 
-def find_datasets(instances: Sequence[Instance], types: Iterable[Split], *, cwd: Path) -> list[DataSet]:
+def find_datasets(instances: Sequence[Instance], types: Sequence[Split], *, cwd: Path) -> list[DataSet]:
     """The data sets of these types, in the configuration's order. Raises ConfigError with every mistake."""
-    wanted = tuple(types)
     problems: list[Problem] = []
     found: list[DataSet] = []
     for instance, where, entry in _entries(instances):
         options, wrong = bind(DataSetOptions, entry if isinstance(entry, dict) else {}, where=where)
         problems += [Problem(each.message, each.key, instance.source) for each in wrong]
-        if options is None or options.type not in wanted:
+        if options is None or options.type not in types:
             continue
         path = find_rows(options.jsonl_fpath, cwd)
         if path is None:
@@ -57,10 +56,16 @@ def find_datasets(instances: Sequence[Instance], types: Iterable[Split], *, cwd:
         found += [DataSet(agent, options, path) for agent in agents]
     if problems:
         raise ConfigError(problems)
+    return found
+
+
+def require_datasets(instances: Sequence[Instance], types: Sequence[Split], *, cwd: Path) -> list[DataSet]:
+    """As ``find_datasets``; a configuration without any is a mistake, too."""
+    found = find_datasets(instances, types, cwd=cwd)
     if not found:
         there = sorted({str(entry.get("type")) for _, _, entry in _entries(instances) if isinstance(entry, dict)})
         told = f"there are data sets of type {', '.join(there)}" if there else "no instance has datasets"
-        raise ConfigError([Problem(f"the configuration names no data set of type {' or '.join(wanted)}; {told}")])
+        raise ConfigError([Problem(f"the configuration names no data set of type {' or '.join(types)}; {told}")])
     return found
 
 

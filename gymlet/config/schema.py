@@ -150,7 +150,8 @@ def bind(
             try:
                 values[name] = _convert(options[name], hints[name])
             except ValueError as error:
-                problems.append(Problem(str(error), key=f"{where}.{name}", source=sources.get(name)))
+                message = f"{error}{_choices(options[name], hints[name])}"
+                problems.append(Problem(message, key=f"{where}.{name}", source=sources.get(name)))
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             problems.append(Problem("is required", key=f"{where}.{name}", source=next(iter(sources.values()), None)))
     return (None if problems else cls(**values)), problems
@@ -163,6 +164,12 @@ def _convert(value: object, hint: Any) -> object:
     if converted is not None and _is(Secret, hint):
         return _header_value(str(converted))
     return converted
+
+
+def _choices(value: object, hint: Any) -> str:
+    """What a value that is one of a few might have been."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    return f"; {near_miss(str(value), choices)}" if choices else ""
 
 
 def _check_url(url: str) -> None:

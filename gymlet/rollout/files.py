@@ -85,7 +85,7 @@ def scan(path: Path) -> Iterator[Line]:
 
 
 def read_rows(path: Path) -> Iterator[Json]:
-    """The rows of a JSONL file, one at a time; none without a file. Raises RequestError with the line that is no row."""
+    """The rows of a JSONL file, one at a time; none without a file. Raises RequestError with the line of no row."""
     if not path.exists():
         return
     with path.open("rb") as file:

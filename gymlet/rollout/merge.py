@@ -173,7 +173,8 @@ def _missing(manifests: Sequence[Json]) -> tuple[int, ...]:
     """The shards that some manifest says there are, and that nobody is."""
     expansions = [manifest.get("expansion") or {} for manifest in manifests if manifest]
     there = {expansion.get("shard_index", 0) for expansion in expansions}
-    return tuple(sorted(set(range(max((each.get("num_shards", 1) for each in expansions), default=1))) - there))
+    wanted = max((each.get("num_shards", 1) for each in expansions), default=0)
+    return tuple(sorted(set(range(wanted)) - there))
 
 
 def _counts(scores: Sequence[AgentScores]) -> Json:

@@ -6,10 +6,9 @@ A verifier that fails makes a line in the failures file, never a reward of 0.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,13 +16,17 @@ import orjson
 
 from gymlet.rollout.episode import Failure, RunAgent, Success, run
 from gymlet.rollout.files import RunFiles, read_rows
-from gymlet.rollout.metrics import TASK
+from gymlet.rollout.metrics import ROLLOUT, TASK
+from gymlet.rollout.prepare import Part, prepared_rows
 from gymlet.rollout.row_index import RowIndex
 from gymlet.rollout.scores import agent_of
 from gymlet.rollout.whole_file import whole_file
-from gymlet.wire.errors import RequestError
+from gymlet.wire.errors import GymletError, RequestError
 
 Json = dict[str, Any]
+NO_WORDS: Json = {"object": "response", "status": "completed", "output": [], "usage": None}
+"""A response that says nothing."""
+
 PREVIOUS_REWARD = "_ng_previous_reward"
 
 
@@ -67,10 +70,32 @@ async def reverify(job: Reverification, verify: RunAgent) -> Changes:
                 ended = await run(row, verify, timeout_s=job.timeout_s)
                 _commit(ended, row, changes, rows, failures)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(job.parallel):
-                group.create_task(worker())
+        await _all(worker() for _ in range(job.parallel))
     return changes
+
+
+async def check_rows(part: Part, verify: RunAgent) -> tuple[int, list[str]]:
+    """Have each row verified with a response that says nothing: how many rows there are, and which cannot be."""
+    problems: list[str] = []
+    count = 0
+    for count, row in enumerate(prepared_rows(replace(part, repeats=1)), start=1):
+        ended = await run({**row, TASK: count, ROLLOUT: 0, "response": dict(NO_WORDS)}, verify)
+        if isinstance(ended, Failure):
+            problems.append(f"{part.source.label}, row {count}: {orjson.loads(ended.line)['error']['message']}")
+    return count, problems
+
+
+async def _all(workers: Iterable[Coroutine[None, None, None]]) -> None:
+    """Run workers to their end. Raises the GymletError of the first that raises one."""
+    first: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(worker)
+    except* GymletError as errors:
+        first = errors.exceptions[0]
+    if first is not None:
+        raise first
 
 
 def _rows(path: Path, index: RowIndex | None) -> Iterator[Json]:
@@ -86,16 +111,19 @@ def _commit(ended: object, row: Json, changes: Changes, rows: BinaryIO, failures
     match ended:
         case Success(_, line):
             changes.verified += 1
-            rows.write(_compared(orjson.loads(line), row.get("reward"), changes))
+            rows.write(_compared(orjson.loads(line), row, changes))
         case Failure(_, line):
             changes.failed += 1
             failures.write(line)
 
 
-def _compared(verified: Json, before: object, changes: Changes) -> bytes:
-    """The line of a row with its previous reward, if that was another."""
-    if isinstance(before, int | float) and math.isfinite(before) and before != verified["reward"]:
-        verified[PREVIOUS_REWARD] = before
-        changes.higher += verified["reward"] > before
-        changes.lower += verified["reward"] < before
+def _compared(verified: Json, before: Json, changes: Changes) -> bytes:
+    """The line of a row: its times as they were but for the verifier's, its previous reward if that was another."""
+    verify_s = verified["_ng_timings"]["total_s"]
+    verified["_ng_timings"] = {**(before.get("_ng_timings") or {}), "verify_s": verify_s}
+    reward = before.get("reward")
+    if isinstance(reward, int | float) and reward != verified["reward"]:
+        verified[PREVIOUS_REWARD] = reward
+        changes.higher += verified["reward"] > reward
+        changes.lower += verified["reward"] < reward
     return orjson.dumps(verified) + b"\n"

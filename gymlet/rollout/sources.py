@@ -71,6 +71,11 @@ def is_source(path: Path) -> bool:
 
 def rows_of(source: Source) -> Iterator[dict[str, Any]]:
     """The rows of a source. Raises RequestError with the place of one that is none."""
+    return (row for _, row in numbered_rows(source))
+
+
+def numbered_rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a source, each with its line's (or its own) number. Raises RequestError as ``rows_of`` does."""
     for number, line in enumerate(source.lines(), start=1):
         if not line.strip():
             continue
@@ -80,7 +85,7 @@ def rows_of(source: Source) -> Iterator[dict[str, Any]]:
             raise RequestError(f"Malformed JSON in {source.label} at {source.unit} {number}: {error}") from None
         if not isinstance(row, dict):
             raise RequestError(f"{source.label} at {source.unit} {number}: a row must be a JSON object")
-        yield row
+        yield number, row
 
 
 def need(module: str) -> Any:

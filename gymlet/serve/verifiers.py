@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import orjson
 
 from gymlet.rollout.metrics import MetricsSpec
+from gymlet.serve.launch import unknown_agent
 from gymlet.serve.peers import EnvironmentPeer, LocalEnvironment, RemoteEnvironment, RemoteServer, SessionPeer
 from gymlet.serve.plugins import Plugin
-from gymlet.serve.launch import unknown_agent
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
 
