@@ -19,8 +19,8 @@ from gymlet.wire.errors import GymletError, RequestError
 
 Json = dict[str, Any]
 
-_STAMPED = re.compile(rb'\{"%s":(\d{1,18}),"%s":(\d{1,18}),.*\}\s*\Z' % (TASK.encode(), ROLLOUT.encode()), re.DOTALL)
-"""How our own lines begin and end; what is between need not be parsed to know the key."""
+_STAMPED = re.compile(rb'\{"%s":(\d{1,18}),"%s":(\d{1,18}),' % (TASK.encode(), ROLLOUT.encode()))
+"""How our own lines begin; what follows, up to the brace at the end, need not be parsed to know the key."""
 
 TAIL_BLOCK_BYTES = 1 << 16
 
@@ -76,7 +76,7 @@ def scan(path: Path) -> Iterator[Line]:
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            stamped = _STAMPED.match(line)
+            stamped = _STAMPED.match(line) if line.endswith(b"}\n") else None
             if stamped is not None:
                 yield Line((int(stamped[1]), int(stamped[2])), offset, line)
             elif line.strip():
@@ -85,7 +85,10 @@ def scan(path: Path) -> Iterator[Line]:
 
 
 def read_rows(path: Path) -> Iterator[Json]:
-    """The rows of a JSONL file, one at a time; none without a file. Raises RequestError with the line of no row."""
+    """The rows of a JSONL file, one at a time; none without a file.
+
+    Raises RequestError with the line of one that is no row.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -111,16 +114,11 @@ def stamped_first(row: Json) -> Json:
     return {TASK: row[TASK], ROLLOUT: row[ROLLOUT], **row}
 
 
-def drop_repeated(path: Path) -> list[str]:
-    """Keep the first row of each key; says how many were dropped."""
-    seen = KeySet()
-    twice = sum(not seen.add(*line.key) for line in scan(path))
-    if not twice:
-        return []
+def drop_repeated(path: Path) -> None:
+    """Keep the first row of each key. Raises StorageError."""
     first = KeySet()
     with storing(path), whole_file(path) as file:
         file.writelines(line.text for line in scan(path) if first.add(*line.key))
-    return [f"{path.name}: {twice} row{'s' if twice > 1 else ''} stood there twice; the first of each was kept"]
 
 
 @contextmanager

@@ -61,9 +61,12 @@ class Records:
         """Repair what an earlier run left, and learn what is done and what failed."""
         for path in (self._files.output, self._files.failures):
             self.notes += repair_tail(path)
-        self.notes += drop_repeated(self._files.output)
-        for line in scan(self._files.output):
-            self.done.add(*line.key)
+        output = self._files.output
+        twice = sum(not self.done.add(*line.key) for line in scan(output))
+        if twice:
+            drop_repeated(output)
+            rows = "1 row stood" if twice == 1 else f"{twice} rows stood"
+            self.notes.append(f"{output.name}: {rows} there twice; the first of each was kept")
         for line in scan(self._files.failures):
             self._count_failure(line.key, terminal=TERMINAL in line.text.replace(b": ", b":"))
 
