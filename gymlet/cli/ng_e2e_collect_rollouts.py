@@ -42,7 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     with whole_file(prepared) as file:
         for part in load_parts(sets):
             file.writelines(orjson.dumps(row) + b"\n" for row in prepared_rows(part))
-    collect = [f"+input_jsonl_fpath='{prepared}'", *(each for each in arguments if _key(each) not in OWN_KEYS)]
+    quoted = str(prepared).replace("'", r"\'")
+    collect = [f"+input_jsonl_fpath='{quoted}'", *(each for each in arguments if _key(each) not in OWN_KEYS)]
     sys.argv[1:] = collect  # what is said of the command, such as how to go on, is said of this one
     return collect_rollouts(collect)
 

@@ -53,8 +53,8 @@ def scaffold(folder: Path) -> Iterator[Path]:
     """Write the files of a new environment, named after its folder; yields where each is."""
     name = folder.name
     words = {"name": name, "cls": "".join(part.capitalize() for part in name.split("_")) or name}
-    for template in sorted(TEMPLATES.rglob("*.tmpl")):
-        place = str(template.relative_to(TEMPLATES).with_suffix("")).replace("NAME", name)
+    for template in sorted(TEMPLATES.rglob("*.tmpl")):  # TESTS: a wheel leaves folders called tests out
+        place = str(template.relative_to(TEMPLATES).with_suffix("")).replace("NAME", name).replace("TESTS", "tests")
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(string.Template(template.read_text()).substitute(words))

@@ -46,7 +46,8 @@ def run(arguments: Sequence[str]) -> int:
     job = _job(options)
     specs = specs_of(composition, sorted({agent_of(row) for row in read_rows(job.rollouts)}))
     changes = run_async(_reverify(composition, options, job))
-    show_scores(out, _score(job, specs))
+    if not options.disable_aggregation:
+        show_scores(out, _score(job, specs))
     out.print(f"verified again: {changes.verified}, in {job.output.output}", markup=False)
     out.print(f"rewards changed: {changes.changed} ({changes.higher} higher, {changes.lower} lower)")
     if not changes.failed:

@@ -42,7 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     if importlib.util.find_spec("pytest") is None:
         raise ConfigError([Problem("running tests needs pytest: pip install 'gymlet[test]'")])
     paths = [*map(str, roots), os.environ.get("PYTHONPATH", "")]
-    command = [sys.executable, "-m", "pytest", "--import-mode=importlib", str(root / options.entrypoint / "tests")]
+    flags = ("--import-mode=importlib", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", *flags, str(root / options.entrypoint / "tests")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run(command, cwd=root, env=environment, check=False).returncode  # noqa: S603  the user's own tests
 

@@ -56,7 +56,8 @@ def _show(plugin: Plugin, composition: Composition) -> None:
     instance = plugin.instance
     configured = f"{instance.name}.{instance.type}.{instance.implementation}.entrypoint" in composition.sources
     where = instance.source if configured else "not configured: nothing can be asked"
-    out.print(f"{instance.name:<24} {instance.type}/{instance.implementation:<32} {where}", markup=False)
+    kind = f"{instance.type}/{instance.implementation}"
+    out.print(f"{instance.name:<24} {kind:<40} {where}", markup=False)
 
 
 async def _verify(plugins: Sequence[Plugin], parts: Sequence[Part]) -> list[str]:

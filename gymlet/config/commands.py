@@ -56,6 +56,7 @@ class ReverifyOptions:
     num_samples_in_parallel: PositiveInt = 64
     rollout_timeout_s: PositiveFloat | None = None
     replay_tools: bool = True
+    disable_aggregation: bool = False
     overwrite: bool = False
     allow_incomplete: bool = False
 

@@ -201,7 +201,7 @@ def _joined(shards: Sequence[RunFiles], manifests: Sequence[Json], scores: Seque
 def _notes(shards: Sequence[RunFiles], ok: int, missing: Sequence[int], *, known: bool) -> Iterator[str]:
     stood = sum(1 for shard in shards for _ in _scan(shard.output))
     if stood > ok:
-        yield f"{stood - ok} of {stood} rows are in an earlier shard, too; the first of each was kept"
+        yield f"rows that stand in an earlier shard, too: {stood - ok} of {stood}; the first of each was kept"
     if missing:
         named = ", ".join(map(str, missing))
         yield f"shard{'s' if len(missing) > 1 else ''} {named} {'are' if len(missing) > 1 else 'is'} missing"

@@ -103,19 +103,20 @@ def _plain_lines(path: Path) -> Iterator[bytes]:
 
 
 def _compressed_lines(path: Path) -> Iterator[bytes]:
-    blocks = READERS[path.suffix](path)
-    rest = b""
+    pieces: list[bytes] = []
     number = 0
     try:
-        for block in blocks:
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
+        for block in READERS[path.suffix](path):
+            *ends, rest = block.split(b"\n")
+            for end in ends:
                 number += 1
-                yield line
+                yield b"".join((*pieces, end))
+                pieces.clear()
+            pieces.append(rest)
     except (EOFError, OSError, zlib.error) as error:
         raise RequestError(f"{path} is damaged or cut off after line {number}: {error}") from None
-    if rest:
-        yield rest
+    if last := b"".join(pieces):
+        yield last
 
 
 def _gzip_blocks(path: Path) -> Iterator[bytes]:

@@ -180,7 +180,7 @@ AGGREGATE = ("ng_aggregate_rollouts", MCQA, "+input_glob=out/run-*.jsonl", "+out
 async def test_shards_become_one_run(command, shards):
     out, err = await succeed(command, *AGGREGATE, code=3)
     assert "11 of 12 rollouts in out/whole.jsonl, from 3 shards; scores in out/whole_aggregate_metrics.json" in out
-    assert "1 of 12 rows are in an earlier shard, too; the first of each was kept" in err
+    assert "rows that stand in an earlier shard, too: 1 of 12; the first of each was kept" in err
     keys = [(row["_ng_task_index"], row["_ng_rollout_index"]) for row in read(shards / "whole.jsonl")]
     assert len(keys) == len(set(keys)) == 11
     assert next(row for row in read(shards / "whole.jsonl") if row["_ng_task_index"] == 0)["extracted_answer"] == "B"
@@ -236,6 +236,7 @@ async def test_rollouts_of_others_are_scored_too(command, write, tmp_path):
     assert "2 rollouts in all.jsonl" in out
     (entry,) = orjson.loads((tmp_path / "all_aggregate_metrics.json").read_bytes())
     assert entry["agent_metrics"]["pass@2/accuracy"] == 100
+    assert [entry["intervals"]["accuracy"][name] for name in ("expected", "ok", "missing")] == [None, 2, None]
     assert not (tmp_path / "all_manifest.json").exists()
 
 
@@ -259,6 +260,13 @@ async def test_rewards_are_given_again(command, write, tmp_path):
     assert again[9]["_ng_timings"]["verify_s"] < 2.5
     (entry,) = orjson.loads((tmp_path / "again_aggregate_metrics.json").read_bytes())
     assert entry["intervals"]["accuracy"]["ok"] == 300
+
+
+async def test_no_scores_if_they_are_not_wanted(command, write, tmp_path):
+    write("run.jsonl", [rollout(0, 0, "A")])
+    out, _ = await succeed(command, *REVERIFY, "+disable_aggregation=true")
+    assert out == "verified again: 1, in again.jsonl\nrewards changed: 0 (0 higher, 0 lower)\n"
+    assert not list(tmp_path.glob("*metrics*"))
 
 
 async def test_another_way_of_grading(command, write):
