@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
+KILLS  ?= 200
 CONFIG ?= resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format cover bench clients corpus golden providers clean
+.PHONY: help install demo run test check format cover bench crash clients corpus golden providers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -38,6 +39,9 @@ cover: $(VENV)/.dev $(VENV)/.local  ## run the tests, and show which lines they 
 
 bench: $(VENV)/.dev  ## measure the server beside a handler that copies bytes
 	@$(BIN)/python scripts/bench.py
+
+crash: $(VENV)/.dev  ## kill the collector at KILLS random moments, and count what became of every rollout
+	@$(BIN)/python scripts/crash.py --kills $(KILLS)
 
 clients: $(VENV)/.clients tests/clients/node_modules  ## run the tests with OpenAI's SDKs, LangChain and others as clients
 	@$(BIN)/python -m pytest -m "clients or not clients" tests/clients

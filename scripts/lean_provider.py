@@ -3,7 +3,8 @@
     python scripts/lean_provider.py --port 9000 [--delay-s 0.2] [--jitter-s 0.05]
 
 It speaks just enough HTTP for a chat completion that is not streamed, and answers each request with a boxed letter that
-the request's bytes choose: the same request, the same answer. ``GET /counts`` tells how often it was asked.
+the request's bytes choose: the same request, the same answer. ``GET /counts`` tells how often it was asked; ``GET
+/new_counts`` also begins anew.
 """
 
 from __future__ import annotations
@@ -34,15 +35,24 @@ class Counts:
     last_s: float = 0.0
 
     def to_json(self) -> dict[str, float]:
-        """Numbers only; ``busy_s`` is from the first request to the last answer."""
+        """Numbers only; ``first_s`` is when the first request came, ``busy_s`` from there to the last answer.
+
+        The clock is the machine's: that of ``time.perf_counter`` in all its processes.
+        """
         times = Counter(self.by_request.values())
         return {
             "requests": self.by_request.total(),
             "distinct": len(self.by_request),
             "repeated": sum((count - 1) * rows for count, rows in times.items()),
             "most_in_flight": self.most_in_flight,
+            "first_s": self.first_s,
             "busy_s": self.last_s - self.first_s,
         }
+
+    def begin_anew(self) -> None:
+        """Forget what was asked."""
+        self.by_request.clear()
+        self.most_in_flight, self.first_s, self.last_s = self.in_flight, 0.0, 0.0
 
 
 class Connection(asyncio.Protocol):
@@ -71,6 +81,8 @@ class Connection(asyncio.Protocol):
         self._read = b""
         if head.startswith(b"GET"):
             self._transport.write(_http(orjson.dumps(self._counts.to_json())))
+            if head.startswith(b"GET /new_counts"):
+                self._counts.begin_anew()
         else:
             self._answer_later(body)
 
@@ -89,7 +101,8 @@ class Connection(asyncio.Protocol):
     def _answer(self, checksum: int) -> None:
         self._counts.in_flight -= 1
         self._counts.last_s = time.perf_counter()
-        self._transport.write(ANSWERS[checksum % len(LETTERS)])
+        if not self._transport.is_closing():  # the client may have been killed meanwhile
+            self._transport.write(ANSWERS[checksum % len(LETTERS)])
 
 
 def _content_length(head: bytes) -> int:

@@ -18,7 +18,7 @@ import orjson
 from gymlet.rollout import manifest
 from gymlet.rollout.episode import Ended, Failure, Success
 from gymlet.rollout.executor import Executor, Node, NodeLost
-from gymlet.rollout.files import RunFiles, read_rows, stamped_first, storing, write_json
+from gymlet.rollout.files import RunFiles, StorageError, read_rows, stamped_first, storing, write_json
 from gymlet.rollout.keys import Key, key_of
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.records import Records
@@ -74,6 +74,7 @@ class Run:
         self.max_attempts = max_attempts()
         self._records = Records(job.files, self.max_attempts)
         self._tally = Tally()
+        self._broken: StorageError | None = None
         self.ended = 0
         """Rollouts that ended since the run began, well or not."""
 
@@ -130,6 +131,9 @@ class Run:
                 for task in (work, stopped):
                     task.cancel()
                 await asyncio.wait({work, stopped})
+            self._flush()
+            if self._broken is not None:
+                raise self._broken
             if not work.cancelled():
                 work.result()
 
@@ -168,6 +172,8 @@ class Run:
 
     async def _take_leases(self, executor: Executor, node: Node, todo: Todo) -> None:
         while lease := await todo.take(node.tasks):
+            if self._broken is not None:
+                raise self._broken
             out = {task.key: task for task in lease}
             try:
                 async for batch in executor.submit(node, lease):
@@ -178,11 +184,16 @@ class Run:
                 return
 
     def _commit(self, ended: Ended, out: dict[Key, Task], todo: Todo) -> None:
-        """Write how a task ended, if it is still out: what comes twice is dropped."""
+        """Keep how a task ended, if it is still out: what comes twice is dropped.
+
+        All that ends in one turn of the loop is written at the end of it, in one write, before another task begins.
+        """
         task = out.pop(ended.key, None)
         if task is None:
             return
         self.ended += 1
+        if not self._records.waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
         match ended:
             case Success(key, line):
                 self._records.append(key, line)
@@ -192,6 +203,12 @@ class Run:
                     todo.again(task, failure_class)
                     return
         todo.settle()
+
+    def _flush(self) -> None:
+        try:
+            self._records.flush()
+        except StorageError as error:
+            self._broken = error
 
     def _prepare(self) -> None:
         job, files = self.job, self.job.files

@@ -50,6 +50,13 @@ class Records:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        try:
+            if self._syncer is not None and self._syncer.error is None:
+                self.flush()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         if self._syncer is not None:
             self._syncer.close()
         for appender in self._appenders:
@@ -76,19 +83,32 @@ class Records:
         self._syncer = Syncer([appender.descriptor for appender in self._appenders])
 
     def append(self, key: Key, line: bytes) -> bool:
-        """Commit one row; False, and nothing written, if its key is there already. Raises StorageError."""
+        """Keep one row for the next ``flush``; False if its key is there already."""
         if key in self.done:
             return False
-        self._write(self._rows, line)
+        self._rows.waiting.append(line)
         self.failed -= self.attempts[key] > 0
         self.given_up -= self.is_over(key)
         self.done.add(*key)
         return True
 
     def append_failure(self, key: Key, line: bytes, *, terminal: bool) -> None:
-        """Commit one failed attempt. Raises StorageError."""
-        self._write(self._failures, line)
+        """Keep one failed attempt for the next ``flush``."""
+        self._failures.waiting.append(line)
         self._count_failure(key, terminal=terminal)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to flush."""
+        return bool(self._rows.waiting or self._failures.waiting)
+
+    def flush(self) -> None:
+        """Commit what was appended: write it whole, and have it synced soon. Raises StorageError."""
+        assert self._syncer is not None, "open() comes first"  # noqa: S101
+        for appender in self._appenders:
+            if self._syncer.error is not None:
+                raise appender.cannot_write(self._syncer.error)
+            self._syncer.wrote(appender.flush())
 
     def is_over(self, key: Key) -> bool:
         """Whether a rollout is not to be run: done, failed for good, or tried too often."""
@@ -101,16 +121,9 @@ class Records:
             self._terminal.add(*key)
         self.given_up += self.is_over(key) and not was_over
 
-    def _write(self, appender: Appender, line: bytes) -> None:
-        assert self._syncer is not None, "open() comes first"  # noqa: S101
-        if self._syncer.error is not None:
-            raise appender.cannot_write(self._syncer.error)
-        appender.append(line)
-        self._syncer.wrote()
-
 
 class Appender:
-    """Writes whole lines to the end of one file. Owns it, and its size."""
+    """Writes whole lines to the end of one file. Owns it, its size, and the lines that wait to be written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -119,22 +132,30 @@ class Appender:
         except OSError as error:
             raise self.cannot_write(error) from error
         self._size = self._file.seek(0, os.SEEK_END)
+        self.waiting: list[bytes] = []
 
     @property
     def descriptor(self) -> int:
         """What to sync."""
         return self._file.fileno()
 
-    def append(self, line: bytes) -> None:
-        """Write a line, or nothing of it. Raises StorageError."""
+    def flush(self) -> int:
+        """Write the lines that wait, in one write; returns how many. Raises StorageError; only whole lines stay."""
+        lines, self.waiting = self.waiting, []
+        if lines:
+            self._write(b"".join(lines))
+        return len(lines)
+
+    def _write(self, block: bytes) -> None:
         try:
-            written = self._file.write(line)
-            while written < len(line):  # a full disk takes a part, and refuses the rest
-                written += self._file.write(line[written:])
+            written = self._file.write(block)
+            while written < len(block):  # a full disk takes a part, and refuses the rest
+                written += self._file.write(block[written:])
         except OSError as error:
-            self._file.truncate(self._size)
+            whole = block.rfind(b"\n", 0, os.fstat(self.descriptor).st_size - self._size) + 1
+            self._file.truncate(self._size + whole)
             raise self.cannot_write(error) from error
-        self._size += len(line)
+        self._size += len(block)
 
     def close(self) -> None:
         """Sync and close. Raises StorageError."""

@@ -26,11 +26,13 @@ class Syncer:
         self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
         self._thread.start()
 
-    def wrote(self) -> None:
-        """One more row waits."""
+    def wrote(self, rows: int) -> None:
+        """So many more rows wait."""
+        if not rows:
+            return
         with self._changed:
-            self._waiting += 1
-            if self._waiting in (1, SYNC_ROWS):
+            before, self._waiting = self._waiting, self._waiting + rows
+            if before == 0 or before < SYNC_ROWS <= self._waiting:
                 self._changed.notify()
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ class Todo:
 
     async def take(self, most: int) -> list[Task]:
         """Up to ``most`` tasks; waits while there may be some later; none at the end."""
-        await asyncio.sleep(0)  # an agent that waits for nothing must not keep the loop from everything else
+        await asyncio.sleep(0)  # what ended is written first; nor may an agent that never waits keep all others waiting
         while not self._stop.is_set():
             lease = self._ready(most)
             if lease:

@@ -31,6 +31,7 @@ def records(tmp_path):
 
 def test_a_key_is_committed_once(records, tmp_path):
     assert [records.append((0, 0), row(0)), records.append((0, 0), row(0, again=1))] == [True, False]
+    records.flush()
     assert (tmp_path / "run.jsonl").read_bytes() == row(0)
 
 
@@ -64,15 +65,16 @@ def test_what_a_full_disk_refuses_is_not_half_written(tmp_path):
         appender = Appender(path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         line = b"x" * 299 + b"\\n"
-        for number in range(5):
+        for number in range(4):
+            appender.waiting += [line] * 2
             try:
-                appender.append(line)
+                appender.flush()
             except StorageError as error:
                 print(number, path.stat().st_size, error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     told = f"{tmp_path / 'run.jsonl'} cannot be written: File too large; what was committed is kept"
-    assert done.stdout.splitlines() == [f"3 900 {told}", f"4 900 {told}"]
+    assert done.stdout.splitlines() == [f"1 900 {told}", f"2 900 {told}", f"3 900 {told}"]
 
 
 def test_nothing_is_written_once_a_sync_failed(records, tmp_path):
@@ -80,9 +82,11 @@ def test_nothing_is_written_once_a_sync_failed(records, tmp_path):
     reader, writer = os.pipe()
     records._syncer._descriptors = (writer,)
     records.append((0, 0), row(0))
+    records.flush()
     records._syncer.close()
+    records.append((1, 0), row(1))
     with pytest.raises(StorageError, match="cannot be written: Invalid argument"):
-        records.append((1, 0), row(1))
+        records.flush()
     assert (tmp_path / "run.jsonl").read_bytes() == row(0)
     os.close(reader)
     os.close(writer)
@@ -94,16 +98,16 @@ def test_a_sync_waits_for_32_rows_or_for_a_while(monkeypatch):
     monkeypatch.setattr("gymlet.rollout.sync.SYNC_S", 3600)
     syncer = Syncer([7])
     for _ in range(SYNC_ROWS - 1):
-        syncer.wrote()
+        syncer.wrote(1)
     with pytest.raises(queue.Empty):
         synced.get(timeout=0.1)
-    syncer.wrote()
+    syncer.wrote(1)
     assert synced.get(timeout=30) == 7
     monkeypatch.setattr("gymlet.rollout.sync.SYNC_S", 0.01)
-    syncer.wrote()
+    syncer.wrote(1)
     assert synced.get(timeout=30) == 7
     monkeypatch.setattr("gymlet.rollout.sync.SYNC_S", 3600)
-    syncer.wrote()
+    syncer.wrote(1)
     syncer.close()
     assert synced.get_nowait() == 7
 
