@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from gymlet.cli.command import compose_command, find_source
 from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
 from gymlet.cli.ng_run import build_gym
 from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
-from gymlet.config.compose import Composition, compose, read_mapping
+from gymlet.config.compose import Composition, read_mapping
 from gymlet.config.instances import find_instances
-from gymlet.config.paths import find_file, missing_file
 from gymlet.config.problems import ConfigError, Problem
-from gymlet.config.schema import CollectOptions, bind
+from gymlet.config.schema import CollectOptions
 from gymlet.config.secrets import HIDDEN, hide_secrets, names_secret
 from gymlet.rollout.collect import ATTEMPTS_VARIABLE, GRACE_S, Job, Run
 from gymlet.rollout.executor import Executor, LocalExecutor
@@ -77,20 +77,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Collect, then aggregate."""
-    composition = compose(COMMAND, arguments)
-    for message in composition.notes:
-        note(message)
-    options = _options(composition)
-    return run_async(_collect(composition, options))
-
-
-def _options(composition: Composition) -> CollectOptions:
-    names = CollectOptions.__dataclass_fields__
-    given = {key: composition.tree[key] for key in names if key in composition.tree}
-    options, problems = bind(CollectOptions, given, where=COMMAND)
-    if options is None:
-        raise ConfigError(problems)
-    return options
+    return run_async(_collect(*compose_command(COMMAND, arguments, CollectOptions)))
 
 
 def _job(config: dict[str, Any], options: CollectOptions) -> Job:
@@ -99,7 +86,7 @@ def _job(config: dict[str, Any], options: CollectOptions) -> Job:
         raise ConfigError([Problem("needs a 'user' template", key="prompt_config", source=options.prompt_config)])
     repeats = options.num_repeats
     return Job(
-        input_path=_input_path(options.input_jsonl_fpath),
+        source=find_source(options.input_jsonl_fpath, "input_jsonl_fpath"),
         files=RunFiles(Path(options.output_jsonl_fpath)),
         expansion=Expansion(
             agent_name=options.agent_name,
@@ -108,19 +95,14 @@ def _job(config: dict[str, Any], options: CollectOptions) -> Job:
             add_seed=options.num_repeats_add_seed,
             overrides=options.responses_create_params,
             prompt=prompt,
+            shard_index=options.shard_index,
+            num_shards=options.num_shards,
         ),
         config=config,
         resume=options.resume_from_cache,
         overwrite=options.overwrite,
         force_resume=options.force_resume,
     )
-
-
-def _input_path(name: str) -> Path:
-    path = find_file(name, Path.cwd())
-    if path is None:
-        raise ConfigError([missing_file(name, Path.cwd(), "input_jsonl_fpath")])
-    return path
 
 
 async def _collect(composition: Composition, options: CollectOptions) -> int:

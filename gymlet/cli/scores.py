@@ -35,7 +35,7 @@ def _intervals(entry: dict[str, Any]) -> Table:
             _percent(score["mean"]),
             _range(score),
             _percent(score["mean_failures_as_0"]),
-            *(str(score[key]) for key in COUNTS),
+            *("-" if score[key] is None else str(score[key]) for key in COUNTS),
         )
     return table
 

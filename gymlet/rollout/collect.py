@@ -24,6 +24,7 @@ from gymlet.rollout.keys import Key, key_of
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.records import Records
 from gymlet.rollout.scores import score_run, write_scores
+from gymlet.rollout.sources import Source
 from gymlet.rollout.tasks import Expander, Expansion
 from gymlet.rollout.todo import Task, Todo
 from gymlet.rollout.whole_file import whole_file
@@ -43,7 +44,7 @@ class Job:
     ``config`` is the configuration without its secrets, for the manifest.
     """
 
-    input_path: Path
+    source: Source
     files: RunFiles
     expansion: Expansion
     config: Json = field(default_factory=dict)
@@ -208,7 +209,7 @@ class Run:
 
     def _prepare(self) -> None:
         job, files = self.job, self.job.files
-        self._manifest = manifest.describe(job.input_path, expansion=asdict(job.expansion), config=job.config)
+        self._manifest = manifest.describe(job.source, expansion=asdict(job.expansion), config=job.config)
         if job.overwrite:
             self._set_aside(files.all())
         earlier = self._earlier()
@@ -253,12 +254,11 @@ class Run:
 
     def _materialize(self) -> None:
         job, files = self.job, self.job.files
-        expander = Expander(job.expansion, str(job.input_path))
-        with job.input_path.open("rb") as lines:
-            rows = (self._tally.add(row, self._records) for row in expander.expand(lines))
-            with storing(files.inputs), whole_file(files.inputs) as file:
-                file.writelines(orjson.dumps(stamped_first(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-                self.notes += expander.finish()
+        expander = Expander(job.expansion, job.source.label, unit=job.source.unit)
+        rows = (self._tally.add(row, self._records) for row in expander.expand(job.source.lines()))
+        with storing(files.inputs), whole_file(files.inputs) as file:
+            file.writelines(orjson.dumps(stamped_first(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+            self.notes += expander.finish()
         self._manifest["tasks"] = self._tally.tasks
         write_json(files.manifest, self._manifest)
 

@@ -105,7 +105,7 @@ class LineNumbers:
 
     def __init__(self) -> None:
         self._parts: dict[bytes, bytearray] = {}
-        self._count = 0
+        self.count = 0
 
     def number(self, line: bytes) -> int:
         """The line's number, from 0."""
@@ -117,9 +117,9 @@ class LineNumbers:
             at = part.find(tag, at + 1)
         if at >= 0:
             return int.from_bytes(part[at + _TAG_BYTES : at + _RECORD_BYTES], "little")
-        part += tag + self._count.to_bytes(_NUMBER_BYTES, "little")
-        self._count += 1
-        return self._count - 1
+        part += tag + self.count.to_bytes(_NUMBER_BYTES, "little")
+        self.count += 1
+        return self.count - 1
 
 
 _Tile = int | tuple[int, int]

@@ -74,11 +74,16 @@ class Aggregator:
         self._answers = array("q")
         self._columns: dict[str, array[float]] = {}
 
+    @property
+    def rows(self) -> int:
+        """How many were added."""
+        return len(self._tasks)
+
     def add(self, row: Json) -> None:
         """Count one verified row; its order among the others does not matter. Raises RequestError for a wrong index."""
         task, rollout = index_of(row, TASK), index_of(row, ROLLOUT)
         count = len(self._tasks)
-        for name, value in numbers(row):
+        for name, value in numbers(row).items():
             column = self._columns.get(name)
             if column is None:
                 column = self._columns[name] = array("d")
@@ -97,7 +102,7 @@ class Aggregator:
     def summary(self, expected: TaskCounts | None = None, *, failed: int = 0) -> Json:
         """agent_metrics, key_metrics and intervals.
 
-        ``expected``: rollouts wanted of each task (without: those there are); ``failed``: how many ended without a row.
+        ``expected``: rollouts wanted of each task, None where nobody knows; ``failed``: how many ended without a row.
         """
         passes = PassMajority(majority=self._spec.answer_key is not None)
         clusters = {name: Clusters() for name in self._score_names()}
@@ -107,9 +112,8 @@ class Aggregator:
             for name, cluster in clusters.items():
                 cluster.add([each[name] for each in scores if name in each])
         metrics = self._describe_all() | passes.metrics()
-        ok = len(self._tasks)
-        wanted = expected.total if expected is not None else ok
-        counts = {"expected": wanted, "ok": ok, "failed": failed, "missing": max(0, wanted - ok - failed)}
+        counts = self._counts(expected, failed)
+        wanted = counts["expected"] if expected is not None else self.rows + failed
         return {
             "agent_metrics": metrics,
             "key_metrics": _key_metrics(self._spec, metrics),
@@ -123,6 +127,11 @@ class Aggregator:
         for task, entries in groupby(heapq.merge(wanted, found, key=itemgetter(0)), key=itemgetter(0)):
             places = [at for _, each in entries for at in each]
             yield self._group(task, places, expected.get(task) if expected is not None else len(places))
+
+    def _counts(self, expected: TaskCounts | None, failed: int) -> Json:
+        wanted = expected.total if expected is not None else None
+        missing = max(0, wanted - self.rows - failed) if wanted is not None else None
+        return {"expected": wanted, "ok": self.rows, "failed": failed, "missing": missing}
 
     def _group(self, task: int, places: list[int], wanted: int) -> Json:
         described: dict[str, float] = {}
@@ -179,15 +188,13 @@ def index_of(row: Json, name: str) -> int:
     return value
 
 
-def numbers(row: Json) -> Iterator[tuple[str, float]]:
-    """The numeric and boolean fields of a row, and the token counts of its response."""
-    for name, value in row.items():
-        if isinstance(value, bool | int | float) and not name.startswith("_ng_"):
-            yield name, float(value)
-    usage = (row.get("response") or {}).get("usage") or {}
-    for name, value in usage.items():
-        if isinstance(value, int | float):
-            yield name, float(value)
+def numbers(row: Json) -> dict[str, float]:
+    """The numeric and boolean fields of a row, and the token counts of its response, which come before fields."""
+    response = row.get("response")
+    usage = response.get("usage") if isinstance(response, dict) else None
+    fields = {name: value for name, value in row.items() if not name.startswith("_ng_")}
+    known = fields | usage if isinstance(usage, dict) else fields
+    return {name: float(value) for name, value in known.items() if isinstance(value, bool | int | float)}
 
 
 def _deviation(values: Sequence[float]) -> float:

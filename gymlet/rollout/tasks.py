@@ -9,35 +9,28 @@ Mistakes in rows are gathered over the whole data set and told once.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 from gymlet.rollout.compact import LineNumbers, TaskCounts
 from gymlet.rollout.metrics import ROLLOUT, TASK
-from gymlet.wire.errors import RequestError
+from gymlet.rollout.places import Places, RowError, Unit
+from gymlet.rollout.prompt import fill_prompt, has_input
 
 Json = dict[str, Any]
-Unit = Literal["line", "row"]
-"""What a source counts: JSONL has lines, a table has rows."""
-
 MAX_INDEX = 1 << 63
-MAX_NAMED = 20
-"""How many rows an error names before it only counts them."""
-
-
-class RowError(RequestError):
-    """A data set, or an option about its rows, that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
     """How rows become tasks; the keys of ng_collect_rollouts.
 
-    ``prompt`` is the parsed prompt_config: ``user`` and, optionally, ``system`` templates.
+    ``prompt`` is the parsed prompt_config: ``user`` and, optionally, ``system`` templates. Of ``num_shards`` machines
+    that expand the same rows, each gets the tasks whose index leaves ``shard_index``, with all their rollouts: indices
+    are the same as without shards.
     """
 
     agent_name: str | None = None
@@ -46,6 +39,8 @@ class Expansion:
     add_seed: bool = False
     overrides: Json = field(default_factory=dict)
     prompt: Mapping[str, str] | None = None
+    shard_index: int = 0
+    num_shards: int = 1
 
 
 class Expander:
@@ -58,9 +53,9 @@ class Expander:
         self._unit = unit
         self._lines = LineNumbers()
         self._rollouts = TaskCounts()
-        self._without_agent = _Places(unit)
+        self._without_agent = Places(unit)
         self._unlisted: dict[str, None] = {}
-        self._with_input = _Places(unit)
+        self._with_input = Places(unit)
         self._used: set[str] = set()
         self.rows = 0
 
@@ -121,6 +116,8 @@ class Expander:
         params = (row.get("responses_create_params") or {}) | self._options.overrides
         task = row[TASK] if TASK in row else self._lines.number(line)
         first = self._rollouts.add(task, repeats)
+        if task % self._options.num_shards != self._options.shard_index:
+            return
         for rollout in range(first, first + repeats):
             shown = _with_seed(params, rollout) if self._options.add_seed else params
             yield {**row, "responses_create_params": shown, "agent_ref": agent, TASK: task, ROLLOUT: rollout}
@@ -150,48 +147,10 @@ class Expander:
         prompt = self._options.prompt
         if prompt is None:
             return
-        params = row.get("responses_create_params") or {}
-        if params.get("input"):
+        if has_input(row):
             self._with_input.append(number)
-            return
-        messages = [
-            {"role": role, "content": self._fill(prompt[role], row, number)}
-            for role in ("system", "user")
-            if prompt.get(role)
-        ]
-        row["responses_create_params"] = {**params, "input": messages}
-
-    def _fill(self, template: str, row: Json, number: int) -> str:
-        try:
-            return string.Formatter().vformat(template, (), row)
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            fields = ", ".join(sorted(row))
-            raise RowError(
-                f"{self._at(number)}: the prompt needs {error}, and the row's fields are: {fields}"
-            ) from None
-
-
-class _Places:
-    """The rows with one mistake: all are counted, the first are named."""
-
-    def __init__(self, unit: Unit) -> None:
-        self._unit = unit
-        self._named: list[int] = []
-        self._count = 0
-
-    def append(self, number: int) -> None:
-        """One more, by its line's (or row's) number."""
-        self._count += 1
-        if len(self._named) < MAX_NAMED:
-            self._named.append(number)
-
-    def __bool__(self) -> bool:
-        return self._count > 0
-
-    def __str__(self) -> str:
-        more = f" and {self._count - MAX_NAMED} more" if self._count > MAX_NAMED else ""
-        shown = ", ".join(map(str, self._named))
-        return f"the rows at {self._unit}{'s' if self._count > 1 else ''} {shown}{more}"
+        else:
+            fill_prompt(prompt, row, self._at(number))
 
 
 def _with_seed(params: Json, seed: int) -> Json:

@@ -149,6 +149,23 @@ def test_usage_and_booleans_are_described():
     assert (metrics["mean/right"], metrics["mean/output_tokens"], metrics["std/reward"]) == (1, 5, 0)
 
 
+def test_a_field_named_like_a_token_count_is_one_column():
+    rows_ = [
+        {"_ng_rollout_index": index, "reward": 1.0, "tokens": 7, "response": {"usage": {"tokens": index}}}
+        for index in range(4)
+    ]
+    metrics = aggregate(MetricsSpec(), rows_)["agent_metrics"]
+    assert (metrics["mean/tokens"], metrics["max/tokens"]) == (1.5, 3)
+
+
+@pytest.mark.parametrize(
+    "response", [None, "text", [1], {"usage": None}, {"usage": [1]}, {"usage": {"details": {"a": 1}}}], ids=str
+)
+def test_a_response_without_counts_has_none(response):
+    metrics = aggregate(MetricsSpec(), [{"reward": 1.0, "response": response}])["agent_metrics"]
+    assert {name for name in metrics if name.startswith("mean/")} == {"mean/reward"}
+
+
 def test_a_column_may_begin_late():
     late = [
         {"_ng_task_index": 0, "_ng_rollout_index": index, "reward": 1.0, **({"extra": 3} if index else {})}

@@ -41,6 +41,17 @@ def test_order(lines, options, expected):
     assert keys(expand(lines, **options)[0]) == expected
 
 
+def test_shards_share_the_tasks_and_their_indices():
+    lines = [line(x=number % 7) for number in range(20)]
+    shards = [expand(lines, num_repeats=2, num_shards=3, shard_index=index)[0] for index in range(3)]
+    whole = expand(lines, num_repeats=2)[0]
+    assert sorted(key for shard in shards for key in keys(shard)) == sorted(keys(whole))
+    assert all(task % 3 == index for index, shard in enumerate(shards) for task, _ in keys(shard))
+    assert {(*keys([row])[0], row["x"]) for shard in shards for row in shard} == {
+        (*keys([row])[0], row["x"]) for row in whole
+    }
+
+
 def test_overrides_lie_over_the_row():
     row = orjson.dumps({"responses_create_params": {"input": [], "temperature": 1, "top_p": 0.5}, "keep": 1})
     (task,), _ = expand([row], overrides={"temperature": 0.1})
