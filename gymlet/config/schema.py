@@ -181,6 +181,8 @@ class CollectOptions:
     rollout_timeout_s: PositiveFloat | None = None
     shard_index: NonNegativeInt = 0
     num_shards: PositiveInt = 1
+    executor: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a shard that there is not."""
