@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -27,6 +27,14 @@ from gymlet.upstream.provider import Provider
 
 Json = dict[str, Any]
 MAX_LINE_BYTES = 1 << 20
+
+
+class Writer(Protocol):
+    """Where lines go."""
+
+    def write(self, data: bytes) -> None:
+        """Send, now or soon."""
+        ...
 
 
 class Account:
@@ -88,7 +96,7 @@ class Hub:
             server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        borrower = _Borrower(self._limiters, writer)
+        borrower = Borrower(self._limiters, writer)
         try:
             while line := await reader.readline():
                 await borrower.take(orjson.loads(line))
@@ -99,10 +107,10 @@ class Hub:
             writer.close()
 
 
-class _Borrower:
-    """One connection to the hub."""
+class Borrower:
+    """What the hub knows of one that asks it. Owns its accounts; answers go to ``writer``."""
 
-    def __init__(self, limiters: dict[str, LocalLimiter], writer: asyncio.StreamWriter) -> None:
+    def __init__(self, limiters: dict[str, LocalLimiter], writer: Writer) -> None:
         self._limiters = limiters
         self._writer = writer
         self._accounts: dict[str, Account] = {}
@@ -141,9 +149,9 @@ class _Borrower:
 
 
 class HubLimiters:
-    """The limiters of another process. Owns the connection to it; use ``connect``."""
+    """The limiters of another process. Owns the asks that wait for its answers; ``connect`` finds it on a socket."""
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._numbers = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Json]] = {}
@@ -155,7 +163,7 @@ class HubLimiters:
         """Talk to the hub that listens on ``path``. Raises OSError where none does."""
         reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
         limiters = cls(writer)
-        listening = asyncio.create_task(limiters._listen(reader))
+        listening = asyncio.create_task(limiters.listen(reader))
         try:
             yield limiters
         finally:
@@ -185,7 +193,8 @@ class HubLimiters:
             self.tell({**message, "id": number})
         return number, reply
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
+    async def listen(self, reader: asyncio.StreamReader) -> None:
+        """Read answers to their end; from then on all are turned away."""
         with suppress(ConnectionError):
             while line := await reader.readline():
                 message = orjson.loads(line)
