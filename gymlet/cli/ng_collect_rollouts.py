@@ -141,7 +141,7 @@ async def _agents(composition: Composition) -> AsyncIterator[Agents]:
             yield gym
         return
     head = composition.head_server
-    remote = RemoteAgents(f"http://{head.host}:{head.port}")
+    remote = RemoteAgents(head.url(), next(iter(head.keys), None))
     try:
         await remote.agent_names()
     except Exception as error:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from gymlet.cli.console import EXIT_OK, note, run_async, run_command
+from gymlet.cli.console import EXIT_INTERRUPTED, EXIT_OK, note, run_async, run_command
 from gymlet.config.compose import Composition, compose, require_instances, to_yaml
 from gymlet.config.paths import search_roots
 from gymlet.config.problems import ConfigError
+from gymlet.config.schema import HeadServer
 from gymlet.config.secrets import hide_secrets
-from gymlet.serve.launch import Gym, listen, make_app, serve, server_instances
+from gymlet.serve.door import listen
+from gymlet.serve.gate import check_reach, is_loopback
+from gymlet.serve.launch import Gym, make_app, serve, server_instances
 from gymlet.serve.plugins import load
+from gymlet.serve.traffic import Stop
 
 USAGE = """
 ng_run "+config_paths=[ENVIRONMENT.yaml,MODEL.yaml]" [+key=value …]
@@ -36,27 +41,34 @@ def run(arguments: Sequence[str]) -> int:
     """Serve until a signal."""
     started = time.perf_counter()
     composition = compose("ng_run", arguments)
-    gym = build_gym(composition)
     head = composition.head_server
+    if problems := [*check_reach(head)]:
+        raise ConfigError(problems)
+    gym = build_gym(composition)
     with listen(head.host, head.port) as sock:
-        port = sock.getsockname()[1]
-        url = f"http://{f'[{head.host}]' if ':' in head.host else head.host}:{port}"
+        url = head.url(sock.getsockname()[1])
         for message in composition.notes:
             note(message)
-        _warn_if_open(head.host)
+        _warn_if_open(head)
 
         def ready() -> None:
             _show(composition, gym, url)
             out.print(f"ready after {time.perf_counter() - started:.2f} s; Ctrl-C stops it")
 
+        stop = Stop()
+
         async def live() -> None:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop.ask)
             async with gym.running():
                 config_yaml = to_yaml(hide_secrets(composition.tree))
-                await serve(make_app(gym, url=url, config_yaml=config_yaml), sock, on_ready=ready)
+                app = make_app(gym, url=url, config_yaml=config_yaml, head=head)
+                await serve(gym, app, sock, head, stop, ready)
 
         run_async(live())
     out.print("stopped")
-    return EXIT_OK
+    return EXIT_INTERRUPTED if stop.now.is_set() else EXIT_OK
 
 
 def build_gym(composition: Composition) -> Gym:
@@ -84,10 +96,6 @@ def _show(composition: Composition, gym: Gym, url: str) -> None:
         out.print(f"OpenAI-compatible: base_url={url}/v1", markup=False)
 
 
-def _warn_if_open(host: str) -> None:
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    if not local:
-        note(f"listening on {host}: whoever reaches this machine can spend your key")
+def _warn_if_open(head: HeadServer) -> None:
+    if not head.keys and not is_loopback(head.host):
+        note(f"listening on {head.host} without head_server.api_key: whoever reaches this machine can spend your key")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,20 +10,24 @@ from difflib import get_close_matches
 
 from aiohttp import web
 
+from gymlet.config.schema import HeadServer
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.serve.agent import Agent
+from gymlet.serve.door import open_door
 from gymlet.serve.environment import Environment
 from gymlet.serve.failures import failures, json_response
+from gymlet.serve.gate import Gate
 from gymlet.serve.model import ModelServer
 from gymlet.serve.peers import EnvironmentPeer, LocalEnvironment, RemoteEnvironment, RemoteServer
 from gymlet.serve.plugins import Plugin
+from gymlet.serve.request_ids import put_ids
+from gymlet.serve.traffic import Handler, Stop, Traffic
 from gymlet.wire.deltas import Json
-from gymlet.wire.errors import RequestError
+from gymlet.wire.errors import RequestError, StreamError
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-BACKLOG = 4096
-SHUTDOWN_TIMEOUT_S = 10.0
 POLICY_MODEL = "policy_model"
+TRAFFIC = web.AppKey("traffic", Traffic)
 
 
 class Gym:
@@ -63,6 +65,11 @@ class Gym:
         """The agents there are."""
         return sorted(self.agents)
 
+    def interrupt(self, error: StreamError) -> None:
+        """Let the replies that providers are still sending end with ``error``, each in its own protocol."""
+        for model in self.models.values():
+            model.interrupt(error)
+
     def servers(self) -> dict[str, ModelServer | Environment | Agent]:
         """The instances that this process serves, by name."""
         return {**self.models, **self.environments, **self.agents}
@@ -92,7 +99,7 @@ class Gym:
     def _add_environment(self, plugin: Plugin) -> None:
         name = plugin.instance.name
         if plugin.options.base_url is not None:
-            remote = RemoteServer(plugin.options.base_url)
+            remote = RemoteServer(plugin.options.base_url, plugin.options.api_key)
             self._remotes.append(remote)
             self._peers[name] = RemoteEnvironment(remote)
             return
@@ -108,9 +115,9 @@ def unknown_agent(name: str, known: Sequence[str] | dict[str, Agent]) -> Request
     return RequestError(f"there is no agent '{name}'; {hint}", param="agent_ref", status=404)
 
 
-def make_app(gym: Gym, *, url: str, config_yaml: str) -> web.Application:
+def make_app(gym: Gym, *, url: str, config_yaml: str, head: HeadServer | None = None) -> web.Application:
     """One application: the head at the root, every instance below its name, the policy model at the root too."""
-    app = web.Application(middlewares=[failures], client_max_size=MAX_BODY_BYTES)
+    app = _guarded_app(Gate(head or HeadServer()))
     instances = server_instances(gym, url)
 
     async def health(_request: web.Request) -> web.Response:
@@ -135,6 +142,25 @@ def make_app(gym: Gym, *, url: str, config_yaml: str) -> web.Application:
     return app
 
 
+def _guarded_app(gate: Gate) -> web.Application:
+    """An application without routes that every request enters through ``gate``."""
+    traffic = Traffic()
+
+    @web.middleware
+    async def enter(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return gate.check(request) or await traffic.run(request, handler)
+
+    async def mark(request: web.Request, response: web.StreamResponse) -> None:
+        put_ids(request, response)
+        gate.mark(request, response)
+        traffic.mark(request, response)
+
+    app = web.Application(middlewares=[failures, enter], client_max_size=MAX_BODY_BYTES)
+    app[TRAFFIC] = traffic
+    app.on_response_prepare.append(mark)
+    return app
+
+
 def server_instances(gym: Gym, url: str) -> list[Json]:
     """What is mounted where, as /server_instances tells it."""
     served = gym.servers()
@@ -150,30 +176,12 @@ def server_instances(gym: Gym, url: str) -> list[Json]:
     ]
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises RequestError when the address is taken or is none."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise RequestError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; "
-            f"stop what is there, or choose another port: +head_server.port={port + 1 if port < 65535 else port - 1}",
-            param="head_server.port",
-        ) from error
-
-
-async def serve(app: web.Application, sock: socket.socket, *, on_ready: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM; then no new connection, and open replies get a moment to end."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, sock, backlog=BACKLOG).start()
+async def serve(
+    gym: Gym, app: web.Application, sock: socket.socket, head: HeadServer, stop: Stop, on_ready: Callable[[], None]
+) -> None:
+    """Serve until ``stop``; then no new connection, and what is under way has ``head.shutdown_timeout_s`` to end."""
+    async with open_door(app, [sock], head) as door:
         on_ready()
-        await stop.wait()
-    finally:
-        await runner.cleanup()
+        await stop.soon.wait()
+        door.close()
+        await app[TRAFFIC].end(stop, head.shutdown_timeout_s, gym.interrupt)

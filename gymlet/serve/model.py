@@ -14,6 +14,7 @@ from aiohttp import web
 from gymlet.config.schema import ModelOptions
 from gymlet.serve import streaming
 from gymlet.serve.failures import json_response
+from gymlet.serve.request_ids import note_provider_id
 from gymlet.serve.store import ResponseStore
 from gymlet.serve.upstream import Provider, Upstream
 from gymlet.wire.chat import ChatReader
@@ -21,6 +22,7 @@ from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.completions import CompletionWriter
 from gymlet.wire.deltas import Json
 from gymlet.wire.dialect import thinking_is_off
+from gymlet.wire.errors import StreamError
 from gymlet.wire.fields import parse_object
 from gymlet.wire.reasoning import Plain, Splitter, Tagged, Verbatim
 from gymlet.wire.reply import Reply, Writer
@@ -92,6 +94,11 @@ class ModelServer:
             await self._upstream.close()
         await self.close_provider()
 
+    def interrupt(self, error: StreamError) -> None:
+        """Let the replies that the provider is still sending end with ``error``."""
+        if self._upstream is not None:
+            self._upstream.interrupt(error)
+
     def routes(self) -> list[web.RouteDef]:
         """The endpoints below this server's name."""
         return [
@@ -137,6 +144,8 @@ class ModelServer:
         stream = payload.get("stream") is True
         body, reply = door(payload, stream)
         async with self._provider.call(body) as answer:
+            if answer.request_id is not None:
+                note_provider_id(request, self._provider.provider.redact(answer.request_id))
             if stream:
                 return await streaming.relay(request, answer, reply)
             await streaming.collect(answer, reply)

@@ -10,6 +10,7 @@ import logging
 
 from aiohttp import web
 
+from gymlet.serve.request_ids import request_id
 from gymlet.serve.upstream import Answer
 from gymlet.wire.errors import GymletError, ProviderError, StreamError
 from gymlet.wire.provider_errors import MAX_PAGE_CHARS, error_message
@@ -42,7 +43,7 @@ async def relay(request: web.Request, answer: Answer, reply: Reply) -> web.Strea
     except OSError:
         return response  # the client has left
     except Exception:
-        log.exception("unexpected error in a stream: %s", request.path)
+        log.exception("unexpected error in a stream: %s (%s)", request.rel_url.raw_path, request_id(request))
         last = reply.fail(GymletError("internal error; the server's log has the details"))
     await response.write_eof(last)
     return response

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -74,6 +75,15 @@ class Answer:
         """What the provider says that the body is."""
         return self._response.content_type
 
+    @property
+    def request_id(self) -> str | None:
+        """What the provider calls the request."""
+        return self._response.headers.get("x-request-id")
+
+    def interrupt(self, error: StreamError) -> None:
+        """Whoever reads it, or is about to, meets ``error``."""
+        self._response.content.set_exception(error)
+
     def read_now(self) -> bytes:
         """What has come already, without waiting for more. Raises StreamError when the connection broke."""
         try:
@@ -93,7 +103,7 @@ class Answer:
         content = self._response.content
         if content.at_eof():
             return
-        with suppress(TimeoutError, *BROKEN):
+        with suppress(TimeoutError, StreamError, *BROKEN):
             async with asyncio.timeout(DRAIN_S):
                 while not content.at_eof():
                     await content.readany()
@@ -106,6 +116,7 @@ class Upstream:
         self.provider = provider
         self._url = provider.completions_url
         self._slots = asyncio.Semaphore(provider.num_concurrent_requests)
+        self._open: set[Answer] = set()
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if provider.api_key:
             headers["Authorization"] = f"Bearer {provider.api_key}"
@@ -129,10 +140,19 @@ class Upstream:
                 if response.status >= 300:
                     raise await self._refusal(response)
                 answer = Answer(response)
-                yield answer
+                self._open.add(answer)
+                try:
+                    yield answer
+                finally:
+                    self._open.discard(answer)
                 await answer.drain()
             finally:
                 response.release()
+
+    def interrupt(self, error: StreamError) -> None:
+        """Let every open answer break off with ``error``."""
+        for answer in self._open:
+            answer.interrupt(copy(error))
 
     async def _send(self, body: bytes) -> aiohttp.ClientResponse:
         try:
