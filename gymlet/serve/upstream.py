@@ -117,6 +117,7 @@ class Upstream:
         self._url = provider.completions_url
         self._slots = asyncio.Semaphore(provider.num_concurrent_requests)
         self._open: set[Answer] = set()
+        self._interrupted: StreamError | None = None
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if provider.api_key:
             headers["Authorization"] = f"Bearer {provider.api_key}"
@@ -135,8 +136,10 @@ class Upstream:
     async def call(self, body: Json) -> AsyncIterator[Answer]:
         """Send one chat request. Raises ProviderError if the provider cannot be reached or refuses it."""
         async with self._slots:
+            self._check_interrupted()
             response = await self._send(orjson.dumps(body))
             try:
+                self._check_interrupted()
                 if response.status >= 300:
                     raise await self._refusal(response)
                 answer = Answer(response)
@@ -150,9 +153,14 @@ class Upstream:
                 response.release()
 
     def interrupt(self, error: StreamError) -> None:
-        """Let every open answer break off with ``error``."""
+        """Let every open answer break off with ``error``, and every later call."""
+        self._interrupted = error
         for answer in self._open:
             answer.interrupt(copy(error))
+
+    def _check_interrupted(self) -> None:
+        if self._interrupted is not None:
+            raise copy(self._interrupted)
 
     async def _send(self, body: bytes) -> aiohttp.ClientResponse:
         try:
