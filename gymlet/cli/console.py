@@ -14,6 +14,7 @@ from rich.console import Console
 
 from gymlet.config.paths import package_root
 from gymlet.config.problems import ConfigError
+from gymlet.serve.descriptors import raise_limit
 from gymlet.wire.errors import GymletError
 
 EXIT_OK = 0
@@ -42,21 +43,26 @@ def run_command(name: str, main: Callable[[Sequence[str]], int], usage: str) -> 
         level=os.environ.get(LOG_LEVEL_VARIABLE, "WARNING").upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    sys.exit(exit_code(lambda: main(arguments)))
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """The exit code of ``main``; a user's mistake is told in words."""
     try:
-        code = main(arguments)
+        return main()
     except (ConfigError, GymletError) as error:
         fail(str(error))
-        code = EXIT_MISTAKE
+        return EXIT_MISTAKE
     except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_OK
-    sys.exit(code)
+        return EXIT_OK
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, on uvloop where it is installed."""
+    raise_limit()
     gc.freeze()  # what was loaded so far stays: the collector need not look at it again and again
     gc.set_threshold(GC_THRESHOLD)
     try:

@@ -82,6 +82,13 @@ class HeadServer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The keys of ng_run beside head_server. ``num_workers``: the processes that serve; ids have room for 256."""
+
+    num_workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRef:
     """A reference from one instance to another."""
 

@@ -209,17 +209,29 @@ async def open_door(
         await runner.cleanup()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises RequestError when the address is taken or is none."""
+def listen(host: str, port: int, *, together: bool = False) -> socket.socket:
+    """A listening socket; ``together``: others may listen there too, and the system divides who comes among them.
+
+    Raises RequestError when the address is taken or is none.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=together)
     except OSError as error:
         raise RequestError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; "
             f"stop what is there, or choose another port: +head_server.port={port + 1 if port < 65535 else port - 1}",
             param="head_server.port",
         ) from error
+
+
+def listen_often(host: str, port: int, count: int) -> list[socket.socket]:
+    """``count`` listening sockets on one port that nobody else listens on. Raises RequestError."""
+    if count == 1:
+        return [listen(host, port)]
+    with listen(host, port) as alone:  # two servers that both listen together would share a port unawares
+        port = alone.getsockname()[1]
+    return [listen(host, port, together=True) for _ in range(count)]
 
 
 def end_body(body: StreamReader, error: Exception) -> None:

@@ -16,12 +16,14 @@ from gymlet.serve.agent import Agent
 from gymlet.serve.door import open_door
 from gymlet.serve.environment import Environment
 from gymlet.serve.failures import failures, json_response
+from gymlet.serve.fellows import Fellows
 from gymlet.serve.gate import Gate
 from gymlet.serve.model import ModelServer
 from gymlet.serve.peers import EnvironmentPeer, LocalEnvironment, RemoteEnvironment, RemoteServer
 from gymlet.serve.plugins import Plugin
 from gymlet.serve.request_ids import put_ids
 from gymlet.serve.traffic import Handler, Stop, Traffic
+from gymlet.serve.workers import WorkerContext
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError, StreamError
 
@@ -33,8 +35,9 @@ TRAFFIC = web.AppKey("traffic", Traffic)
 class Gym:
     """All instances of one configuration, wired to each other. Owns their lives."""
 
-    def __init__(self, plugins: Sequence[Plugin]) -> None:
+    def __init__(self, plugins: Sequence[Plugin], worker: WorkerContext | None = None) -> None:
         self.plugins = tuple(plugins)
+        self.worker = worker
         self.models: dict[str, ModelServer] = {}
         self.environments: dict[str, Environment] = {}
         self.agents: dict[str, Agent] = {}
@@ -46,11 +49,16 @@ class Gym:
         """Everything started, in the order of who needs whom; stopped the other way round."""
         async with AsyncExitStack() as stack:
             self._build()
+            if self.worker is not None:
+                fellows = Fellows(self.worker)
+                stack.push_async_callback(fellows.close)
+                for server in self.stateful():
+                    server.join(fellows)
             for remote in self._remotes:
                 stack.push_async_callback(remote.close)
-            for server in self.servers().values():
-                stack.push_async_callback(server.stop)
-                await server.start()
+            for instance in self.servers().values():
+                stack.push_async_callback(instance.stop)
+                await instance.start()
             yield self
 
     async def run_agent(self, name: str, row: Json) -> Json:
@@ -69,6 +77,10 @@ class Gym:
         """Let the replies that providers are still sending end with ``error``, each in its own protocol."""
         for model in self.models.values():
             model.interrupt(error)
+
+    def stateful(self) -> list[ModelServer | Environment]:
+        """The instances that remember something between two requests."""
+        return [*self.models.values(), *self.environments.values()]
 
     def servers(self) -> dict[str, ModelServer | Environment | Agent]:
         """The instances that this process serves, by name."""
@@ -98,7 +110,7 @@ class Gym:
 
     def _add_environment(self, plugin: Plugin) -> None:
         name = plugin.instance.name
-        if plugin.options.base_url is not None:
+        if plugin.is_elsewhere:
             remote = RemoteServer(plugin.options.base_url, plugin.options.api_key)
             self._remotes.append(remote)
             self._peers[name] = RemoteEnvironment(remote)
@@ -118,7 +130,7 @@ def unknown_agent(name: str, known: Sequence[str] | dict[str, Agent]) -> Request
 def make_app(gym: Gym, *, url: str, config_yaml: str, head: HeadServer | None = None) -> web.Application:
     """One application: the head at the root, every instance below its name, the policy model at the root too."""
     app = _guarded_app(Gate(head or HeadServer()))
-    instances = server_instances(gym, url)
+    instances = server_instances(gym.plugins, url)
 
     async def health(_request: web.Request) -> web.Response:
         return json_response({"status": "ok"})
@@ -161,18 +173,19 @@ def _guarded_app(gate: Gate) -> web.Application:
     return app
 
 
-def server_instances(gym: Gym, url: str) -> list[Json]:
-    """What is mounted where, as /server_instances tells it."""
-    served = gym.servers()
+def server_instances(plugins: Sequence[Plugin], url: str) -> list[Json]:
+    """What is served where, as /server_instances tells it."""
     return [
         {
             "name": plugin.instance.name,
             "server_type": plugin.instance.type,
             "implementation": plugin.instance.implementation,
-            "url": f"{url}/{plugin.instance.name}" if plugin.instance.name in served else plugin.options.base_url,
+            "url": getattr(plugin.options, "base_url", None)
+            if plugin.is_elsewhere
+            else f"{url}/{plugin.instance.name}",
             "pid": os.getpid(),
         }
-        for plugin in gym.plugins
+        for plugin in plugins
     ]
 
 
@@ -180,8 +193,33 @@ async def serve(
     gym: Gym, app: web.Application, sock: socket.socket, head: HeadServer, stop: Stop, on_ready: Callable[[], None]
 ) -> None:
     """Serve until ``stop``; then no new connection, and what is under way has ``head.shutdown_timeout_s`` to end."""
-    async with open_door(app, [sock], head) as door:
+    async with _side_door(gym, app[TRAFFIC]), open_door(app, [sock], head) as door:
         on_ready()
         await stop.soon.wait()
         door.close()
         await app[TRAFFIC].end(stop, head.shutdown_timeout_s, gym.interrupt)
+
+
+@asynccontextmanager
+async def _side_door(gym: Gym, traffic: Traffic) -> AsyncIterator[None]:
+    """Where the other workers come in, if there are any."""
+    if gym.worker is None:
+        yield
+        return
+
+    @web.middleware
+    async def enter(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await traffic.run(request, handler)
+
+    app = web.Application(middlewares=[failures, enter], client_max_size=MAX_BODY_BYTES)
+    for server in gym.stateful():
+        instance = web.Application()
+        instance.add_routes(server.inner_routes() if isinstance(server, ModelServer) else server.routes())
+        app.add_subapp(f"/{server.name}", instance)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, str(gym.worker.socket_of(gym.worker.index))).start()
+        yield
+    finally:
+        await runner.cleanup()

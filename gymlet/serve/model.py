@@ -9,13 +9,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import ClassVar, NamedTuple
 
+import orjson
 from aiohttp import web
 
 from gymlet.config.schema import ModelOptions
 from gymlet.serve import streaming
 from gymlet.serve.failures import json_response
+from gymlet.serve.fellows import Fellows
 from gymlet.serve.request_ids import note_provider_id
-from gymlet.serve.store import ResponseStore
+from gymlet.serve.store import ResponseStore, Stored, references
 from gymlet.serve.upstream import Provider, Upstream
 from gymlet.wire.chat import ChatReader
 from gymlet.wire.chat_request import pass_chat
@@ -64,6 +66,8 @@ class ModelServer:
     """
 
     Options: ClassVar[type[ModelOptions]] = ModelOptions
+    single: ClassVar[bool] = False
+    """Whether it must not be served by several workers, because each would start it anew."""
 
     def __init__(self, name: str, options: ModelOptions) -> None:
         self.name = name
@@ -71,6 +75,8 @@ class ModelServer:
         self._seal = Seal(f"{self.origin}/{options.model}")
         self._store = ResponseStore(options.max_stored_responses)
         self._upstream: Upstream | None = None
+        self._fellows: Fellows | None = None
+        self._new_id = new_id
 
     @property
     def origin(self) -> str:
@@ -99,6 +105,19 @@ class ModelServer:
         if self._upstream is not None:
             self._upstream.interrupt(error)
 
+    def join(self, fellows: Fellows) -> None:
+        """Be one of several workers. Called before ``start``."""
+        self._fellows = fellows
+        self._new_id = fellows.new_id
+
+    def inner_routes(self) -> list[web.RouteDef]:
+        """The endpoints for the other workers, below this server's name."""
+        return [
+            web.get("/v1/responses/{response_id}", self._stored_response),
+            web.delete("/v1/responses/{response_id}", self._delete_response),
+            web.get("/stored/{name}", self._lend),
+        ]
+
     def routes(self) -> list[web.RouteDef]:
         """The endpoints below this server's name."""
         return [
@@ -111,7 +130,7 @@ class ModelServer:
 
     async def respond(self, request: Json) -> Json:
         """A Responses request from inside this process. Raises RequestError or ProviderError."""
-        body, reply = self._through_responses({**request, "store": False}, False)
+        body, reply = await self._open({**request, "store": False}, False, self._through_responses)
         async with self._provider.call(body) as answer:
             await streaming.collect(answer, reply)
         return reply.response
@@ -128,12 +147,27 @@ class ModelServer:
         return await self._serve(request, self._through_completions)
 
     async def _stored_response(self, request: web.Request) -> web.Response:
-        return json_response(self._store.get(request.match_info["response_id"]))
+        response_id = request.match_info["response_id"]
+        elsewhere = await self._forwarded(request, response_id)
+        return elsewhere or json_response(self._store.get(response_id))
 
     async def _delete_response(self, request: web.Request) -> web.Response:
         response_id = request.match_info["response_id"]
+        elsewhere = await self._forwarded(request, response_id)
+        if elsewhere is not None:
+            return elsewhere
         self._store.delete(response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
+
+    async def _lend(self, request: web.Request) -> web.Response:
+        stored = self._store.find(request.match_info["name"])
+        return json_response(None if stored is None else stored.to_json())
+
+    async def _forwarded(self, request: web.Request, response_id: str) -> web.Response | None:
+        """The answer of the worker that stored the response, if it is another."""
+        if self._fellows is None:
+            return None
+        return await self._fellows.forward(request, response_id, f"/{self.name}/v1/responses/{response_id}")
 
     async def _models(self, _request: web.Request) -> web.Response:
         model = {"id": self.options.model, "object": "model", "created": 0, "owned_by": self.name}
@@ -142,7 +176,7 @@ class ModelServer:
     async def _serve(self, request: web.Request, door: Door) -> web.StreamResponse:
         payload = parse_object(await request.read())
         stream = payload.get("stream") is True
-        body, reply = door(payload, stream)
+        body, reply = await self._open(payload, stream, door)
         async with self._provider.call(body) as answer:
             if answer.request_id is not None:
                 note_provider_id(request, self._provider.provider.redact(answer.request_id))
@@ -150,6 +184,20 @@ class ModelServer:
                 return await streaming.relay(request, answer, reply)
             await streaming.collect(answer, reply)
         return json_response(reply.body)
+
+    async def _open(self, request: Json, stream: bool, door: Door) -> Exchange:
+        """Begin an exchange, with what other workers have stored of what the request refers to."""
+        if self._fellows is None:
+            return door(request, stream)
+        lent: list[Stored] = []
+        for name in references(request):
+            index = self._fellows.maker(name)
+            if index is not None:
+                reply = await self._fellows.ask(index, "GET", f"/{self.name}/stored/{name}")
+                stored = orjson.loads(reply.body)
+                lent += [Stored.from_json(stored)] if stored is not None else []
+        with self._store.lending(lent):
+            return door(request, stream)
 
     def _through_responses(self, request: Json, stream: bool) -> Exchange:
         options = self.options
@@ -166,20 +214,22 @@ class ModelServer:
             seal=self._seal if store or encrypted else None,
             encrypted=encrypted,
         )
-        shell = envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=options.model, store=store)
+        shell = envelope(
+            request, response_id=self._new_id("resp_"), created_at=now_s(), model=options.model, store=store
+        )
         keep = partial(self._store.keep, recalled) if store else None
-        writer = ResponseWriter(shell, view, new_id=new_id, now=now_s, keep=keep)
+        writer = ResponseWriter(shell, view, new_id=self._new_id, now=now_s, keep=keep)
         return self._exchange(body, Plain(), writer)
 
     def _through_completions(self, request: Json, stream: bool) -> Exchange:
         body = pass_chat(request, self.options, stream=stream)
-        shell = {"id": new_id("chatcmpl-"), "created": now_s(), "model": self.options.model}
+        shell = {"id": self._new_id("chatcmpl-"), "created": now_s(), "model": self.options.model}
         asked = (request.get("stream_options") or {}).get("include_usage") is True
         writer = CompletionWriter(shell, include_usage=asked)
         return self._exchange(body, Verbatim(), writer)
 
     def _exchange(self, body: Json, unparsed: Splitter, writer: Writer) -> Exchange:
-        reader = ChatReader(new_id, completion_excludes_reasoning=self.options.completion_excludes_reasoning)
+        reader = ChatReader(self._new_id, completion_excludes_reasoning=self.options.completion_excludes_reasoning)
         return Exchange(body, Reply(reader, self._splitter(body, unparsed), writer, self._provider.provider.redact))
 
     def _splitter(self, body: Json, unparsed: Splitter) -> Splitter:
@@ -191,7 +241,7 @@ class ModelServer:
             return Verbatim()
         form = body.get("response_format")
         return Tagged(
-            new_id,
+            self._new_id,
             implicit=options.opens_in_reasoning and not thinking_is_off(body),
             json=isinstance(form, dict) and form.get("type") in ("json_object", "json_schema"),
             unclosed=options.unclosed_reasoning,

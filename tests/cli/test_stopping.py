@@ -1,121 +1,19 @@
 """Servers as processes that are told to stop while they have work."""
 
 import asyncio
-import os
 import signal
-import sys
-import time
-from pathlib import Path
 
 import aiohttp
 import orjson
 import pytest
 from aiohttp import web
+from cli.asking import ROW, STREAM, WHOLE, ask, asking, ended
 from wire.pipeline import check_grammar, chunk, parse_events, text
-
-BIN = Path(os.environ.get("GYMLET_BIN", Path(sys.executable).parent))
-CONFIGS = (
-    "resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/inference_provider/configs/inference_provider.yaml"
-)
-ROW = {"responses_create_params": {"input": "?"}, "options": [{"A": "a"}], "expected_answer": "A"}
-
-
-class Held:
-    """A provider that begins every reply and ends it when told to. Counts what it has said to the end."""
-
-    def __init__(self):
-        self.open = asyncio.Semaphore(0)
-        self.asked = self.finished = 0
-        self.news = asyncio.Condition()
-
-    async def completions(self, request):
-        await request.read()
-        async with self.news:
-            self.asked += 1
-            self.news.notify_all()
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(text(r"\boxed{"))
-        await self.open.acquire()
-        await response.write(text("A}") + chunk({}, "stop") + b"data: [DONE]\n\n")
-        self.finished += 1
-        return response
-
-    async def reached(self, count):
-        async with asyncio.timeout(20), self.news:
-            await self.news.wait_for(lambda: self.asked >= count)
-
-    def let_go(self):
-        for _ in range(1000):
-            self.open.release()
-
-
-@pytest.fixture
-async def held(serve):
-    provider = Held()
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", provider.completions)
-    provider.url = (await serve(app)).url
-    yield provider
-    provider.let_go()
-
-
-@pytest.fixture
-async def start(tmp_path):
-    """Start ng_run in front of a provider; ``await start(url, "+key=value")`` -> (process, its url)."""
-    processes = []
-
-    async def run(provider_url, *overrides, configs=CONFIGS):
-        (tmp_path / "env.yaml").write_text(
-            f"policy_api_key: sk-0123456789\npolicy_model_name: m\npolicy_base_url: {provider_url}/v1\n"
-        )
-        process = await asyncio.create_subprocess_exec(
-            str(BIN / "ng_run"), f"+config_paths=[{configs}]", "head_server.port=0", *overrides,
-            cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        processes.append(process)
-        url = ""
-        while line := (await asyncio.wait_for(process.stdout.readline(), 30)).decode():
-            url = line.split("base_url=")[1].strip().removesuffix("/v1") if "base_url=http" in line else url
-            if line.startswith("ready"):
-                return process, url
-        raise AssertionError((await process.stderr.read()).decode())
-
-    yield run
-    for process in processes:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-@pytest.fixture
-async def client():
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield session
-
-
-async def ask(client, url, body, path="/v1/responses"):
-    async with client.post(url + path, data=orjson.dumps(body)) as response:
-        return response.status, response.headers, await response.read()
-
-
-def asking(client, url, body, path="/v1/responses", count=1):
-    return [asyncio.create_task(ask(client, url, body, path)) for _ in range(count)]
-
-
-async def ended(process, within_s):
-    started = time.monotonic()
-    out, err = await asyncio.wait_for(process.communicate(), 30)
-    assert time.monotonic() - started < within_s
-    return process.returncode, out.decode(), err.decode()
-
-
-STREAM, WHOLE = {"input": "hi", "stream": True}, {"input": "hi"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 async def test_what_is_under_way_ends_well(held, start, client, number):
-    process, url = await start(held.url)
+    process, url, _ = await start(held.url)
     tasks = [*asking(client, url, STREAM, count=20), *asking(client, url, WHOLE, count=20)]
     runs = asking(client, url, ROW, "/mcqa_simple_agent/run", 10)
     await held.reached(50)
@@ -131,7 +29,7 @@ async def test_what_is_under_way_ends_well(held, start, client, number):
 
 
 async def test_nobody_comes_in_any_more(held, start, client):
-    process, url = await start(held.url)
+    process, url, _ = await start(held.url)
     host, _, port = url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -156,7 +54,7 @@ async def test_nobody_comes_in_any_more(held, start, client):
 
 
 async def test_what_does_not_end_in_time_fails_in_its_own_protocol(held, start, client):
-    process, url = await start(
+    process, url, _ = await start(
         held.url,
         "head_server.shutdown_timeout_s=0.3",
         "++policy_model.responses_api_models.inference_provider.num_concurrent_requests=4",
@@ -186,7 +84,7 @@ async def test_what_does_not_end_in_time_fails_in_its_own_protocol(held, start, 
 
 
 async def test_a_second_signal_does_not_wait(held, start, client):
-    process, url = await start(held.url)
+    process, url, _ = await start(held.url)
     tasks = [*asking(client, url, STREAM), *asking(client, url, WHOLE)]
     await held.reached(2)
     process.terminate()
@@ -206,7 +104,7 @@ async def test_a_client_that_does_not_read_holds_nobody_up(serve, start):
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", flood)
-    process, url = await start((await serve(app)).url, "head_server.shutdown_timeout_s=0.2")
+    process, url, _ = await start((await serve(app)).url, "head_server.shutdown_timeout_s=0.2")
     host, _, port = url.removeprefix("http://").partition(":")
     _reader, writer = await asyncio.open_connection(host, int(port), limit=1)
     body = orjson.dumps(STREAM)
@@ -233,7 +131,7 @@ async def test_under_load_no_finished_answer_is_lost(serve, start, client):
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", completions)
-    process, url = await start((await serve(app)).url)
+    process, url, _ = await start((await serve(app)).url)
     got, refused = set(), []
 
     async def go_on_asking(first):
