@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gymlet.cli.console import EXIT_INTERRUPTED, EXIT_OK, exit_code, note, run_async, run_command
+from gymlet.cli.console import EXIT_INTERRUPTED, EXIT_OK, exit_code, hide_in_log, note, run_async, run_command
 from gymlet.config.compose import Composition, compose, require_instances, to_yaml
 from gymlet.config.paths import search_roots
 from gymlet.config.problems import ConfigError, Problem
@@ -50,6 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     """Serve until a signal."""
     started = time.perf_counter()
     composition = compose("ng_run", arguments)
+    hide_in_log(composition.tree)
     options = _options(composition)
     plugins = load_plugins(composition)
     _check(composition, plugins, options)
@@ -189,6 +190,8 @@ def _show(server: Server) -> None:
     for plugin in _models(server.plugins):
         options = plugin.options
         where = getattr(options, "base_url", "this machine")
+        if isinstance(where, str):
+            where = where.partition("?")[0]  # some providers want a key there
         out.print(
             f"{plugin.instance.name}: {options.model} at {where}, "
             f"at most {options.num_concurrent_requests} requests at once",

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, InvalidHeader, InvalidURLError, LineTooLong
 from aiohttp.streams import StreamReader
 
 from gymlet.config.schema import HeadServer
@@ -247,6 +247,8 @@ def _refused_head(error: HttpProcessingError) -> UnreadableRequestError:
         )
     if error.message == TOO_MANY_HEADERS:
         return UnreadableRequestError(f"the request has more than {MAX_HEADERS} headers", status=431)
+    if isinstance(error, InvalidHeader | InvalidURLError):  # whose messages repeat what was sent
+        return UnreadableRequestError("the request cannot be read: a header, or the URL, is invalid")
     words = error.message.partition("\n\n")[0].replace("\n ", "").removesuffix(":")
     return UnreadableRequestError(f"the request cannot be read: {words}")
 

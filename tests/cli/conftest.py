@@ -64,9 +64,9 @@ async def start(tmp_path):
     """Start ng_run in front of a provider: ``await start(url, "+key=value")`` -> (process, its url, what it told)."""
     processes = []
 
-    async def run(provider_url, *overrides, configs=CONFIGS, env=None):
+    async def run(provider_url, *overrides, configs=CONFIGS, env=None, settings=""):
         (tmp_path / "env.yaml").write_text(
-            f"policy_api_key: sk-0123456789\npolicy_model_name: plain\npolicy_base_url: {provider_url}/v1\n"
+            settings or f"policy_api_key: sk-0123456789\npolicy_model_name: plain\npolicy_base_url: {provider_url}/v1\n"
         )
         process = await asyncio.create_subprocess_exec(
             str(BIN / "ng_run"), f"+config_paths=[{configs}]", "head_server.port=0", *overrides,
