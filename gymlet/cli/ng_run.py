@@ -62,8 +62,8 @@ def run(arguments: Sequence[str]) -> int:
         server = Server(composition, plugins, head.url(socks[0].getsockname()[1]), tuple(socks))
         _tell_notes(composition, plugins, options)
 
-        def ready() -> None:
-            _show(server)
+        def ready(pids: Sequence[int] = ()) -> None:
+            _show(server, pids)
             out.print(f"ready after {time.perf_counter() - started:.2f} s; Ctrl-C stops it")
 
         code = _alone(server, ready) if len(socks) == 1 else _together(server, ready)
@@ -108,7 +108,7 @@ def _alone(server: Server, ready: Callable[[], None]) -> int:
     return EXIT_INTERRUPTED if stop.now.is_set() else EXIT_OK
 
 
-def _together(server: Server, ready: Callable[[], None]) -> int:
+def _together(server: Server, ready: Callable[[Sequence[int]], None]) -> int:
     def run_worker(work: Coroutine[Any, Any, None]) -> int:
         return exit_code(lambda: run_async(work) or EXIT_OK)
 
@@ -182,7 +182,7 @@ def _models(plugins: Sequence[Plugin]) -> list[Plugin]:
     return [plugin for plugin in plugins if plugin.instance.type == "responses_api_models"]
 
 
-def _show(server: Server) -> None:
+def _show(server: Server, pids: Sequence[int]) -> None:
     out.print(f"composed of: {', '.join(server.composition.layers)}", markup=False)
     for entry in server_instances(server.plugins, server.url):
         kind = f"{entry['server_type']}/{entry['implementation']}"
@@ -199,5 +199,5 @@ def _show(server: Server) -> None:
         )
         if plugin.instance.name == POLICY_MODEL:
             out.print(f"OpenAI-compatible: base_url={server.url}/v1", markup=False)
-    if len(server.socks) > 1:
-        out.print(f"{len(server.socks)} workers share the port")
+    if pids:
+        out.print(f"{len(pids)} workers share the port; their pids: {', '.join(map(str, pids))}")

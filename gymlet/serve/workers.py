@@ -14,7 +14,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +62,13 @@ class Plan:
     """What the processes do.
 
     ``work`` is done in each worker. ``hub``, given the folder, is entered in a process of its own before any worker
-    starts, and left behind the last. ``run`` runs a coroutine in a child and gives its exit code. ``on_ready`` and
-    ``on_stop`` are called in the parent; after ``stop_timeout_s`` what has not stopped is killed.
+    starts, and left behind the last. ``run`` runs a coroutine in a child and gives its exit code. ``on_ready``, with
+    the workers' pids, and ``on_stop`` are called in the parent; after ``stop_timeout_s`` what has not stopped is killed.
     """
 
     work: Callable[[WorkerContext, Stop, Ready], Coroutine[Any, Any, None]]
     run: Run
-    on_ready: Ready
+    on_ready: Callable[[Sequence[int]], None]
     on_stop: Callable[[], None]
     stop_timeout_s: float
     hub: Hub | None = None
@@ -173,7 +173,7 @@ class Fleet:
                     self._start(worker)
         if not self._is_announced and all(each.is_ready for each in self._children):
             self._is_announced = True
-            self._plan.on_ready()
+            self._plan.on_ready([worker.pid for worker in self._workers])
 
     def _on_death(self, child: Child, code: int) -> None:
         if child.hear():

@@ -70,7 +70,8 @@ async def gone(pid):
 
 async def test_all_workers_answer(provider, start, client):
     process, url, told = await start(provider.url, WORKERS)
-    assert "3 workers share the port\n" in told
+    told_pids = told.split("3 workers share the port; their pids: ")[1].partition("\n")[0]
+    assert {int(pid) for pid in told_pids.split(", ")} == children(process)
     assert await pids(client, url) == children(process)
     assert len(children(process)) == 3
     for status, _, raw in await asyncio.gather(*asking(client, url, STREAM, count=30)):
@@ -263,7 +264,7 @@ def run(coroutine):
     asyncio.run(coroutine)
     return 0
 
-plan = Plan(work, run, on_ready=lambda: say("ready"), on_stop=lambda: say("stop"), stop_timeout_s=5, hub=hub)
+plan = Plan(work, run, on_ready=lambda pids: say(f"ready with {len(pids)}"), on_stop=lambda: say("stop"), stop_timeout_s=5, hub=hub)
 sys.exit(Fleet(2, plan).run())
 """
 
@@ -275,7 +276,10 @@ async def test_the_hub_is_there_before_the_workers_and_after_them():
     lines = [(await asyncio.wait_for(process.stdout.readline(), 20)).decode() for _ in range(4)]
     assert lines[0] == "hub entered\n"
     assert sorted(lines[1:3]) == ["worker 0 of 2 read shared\n", "worker 1 of 2 read shared\n"]
-    assert lines[3] == "ready\n"
+    assert lines[3] == "ready with 2\n"
+    os.kill(min(children(process)), signal.SIGKILL)
+    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"hub entered\n"
     process.terminate()
     code, out, err = await ended(process, 5)
-    assert (code, out, err) == (0, "stop\nworker left\nworker left\nhub left\n", "")
+    assert "the hub ended with signal SIGKILL; it is started again" in err
+    assert (code, out) == (0, "stop\nworker left\nworker left\nhub left\n")
