@@ -35,7 +35,7 @@ Serves what the config files name: each instance below its name, policy_model at
 of OpenAI's API works with base_url=http://127.0.0.1:11000/v1. Keys of providers belong into env.yaml.
 """
 
-STOP_MARGIN_S = 10.0
+STOP_MARGIN_S = 30.0
 """A worker that has not stopped so long after its time is killed."""
 
 out = Console(highlight=False, soft_wrap=True)

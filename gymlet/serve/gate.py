@@ -38,19 +38,16 @@ class Gate:
         self._digests = tuple(sha256(key.encode()).digest() for key in head.keys)
         self._origins = frozenset(origin.rstrip("/") for origin in head.cors_origins)
 
-    def check(self, request: web.Request) -> web.Response | None:
-        """None: come in; a response: that is all it wanted. Raises RequestError (400, 401, 403)."""
+    def check(self, request: web.Request) -> None:
+        """Raises RequestError (400, 401, 403) for a request that may not come in."""
         headers = request.headers
         if request.version != HttpVersion11 or hdrs.TRANSFER_ENCODING in headers or request.method == hdrs.METH_CONNECT:
             _check_framing(request)
         origin = headers.get(hdrs.ORIGIN)
         if origin is not None:
             self._check_origin(origin)
-            if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in headers:
-                return _preflight(request)
-        if self._digests and request.path != OPEN_PATH:
+        if self._digests and request.path != OPEN_PATH and not is_preflight(request):
             self._check_key(request)
-        return None
 
     def mark(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Let the page that asked read the response, if it may."""
@@ -118,7 +115,16 @@ def _check_framing(request: web.Request) -> None:
         )
 
 
-def _preflight(request: web.Request) -> web.Response:
+def is_preflight(request: web.Request) -> bool:
+    """Whether a browser asks what a page may ask. It never has a key with it."""
+    headers = request.headers
+    return (
+        request.method == hdrs.METH_OPTIONS and hdrs.ORIGIN in headers and hdrs.ACCESS_CONTROL_REQUEST_METHOD in headers
+    )
+
+
+async def answer_preflight(request: web.Request) -> web.StreamResponse:
+    """The page may ask; its origin has been checked."""
     wanted = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
     headers = {hdrs.ACCESS_CONTROL_ALLOW_METHODS: _METHODS, hdrs.ACCESS_CONTROL_MAX_AGE: str(PREFLIGHT_S)}
     if wanted:

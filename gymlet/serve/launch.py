@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from difflib import get_close_matches
 
@@ -17,7 +17,7 @@ from gymlet.serve.door import open_door
 from gymlet.serve.environment import Environment
 from gymlet.serve.failures import failures, json_response
 from gymlet.serve.fellows import Fellows
-from gymlet.serve.gate import Gate
+from gymlet.serve.gate import Gate, answer_preflight, is_preflight
 from gymlet.serve.model import ModelServer
 from gymlet.serve.peers import EnvironmentPeer, LocalEnvironment, RemoteEnvironment, RemoteServer
 from gymlet.serve.plugins import Plugin
@@ -159,8 +159,10 @@ def _guarded_app(gate: Gate) -> web.Application:
     traffic = Traffic()
 
     @web.middleware
-    async def enter(request: web.Request, handler: Handler) -> web.StreamResponse:
-        return gate.check(request) or await traffic.run(request, handler)
+    def enter(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        """No coroutine of its own: every open stream would have it."""
+        gate.check(request)
+        return traffic.run(request, answer_preflight if is_preflight(request) else handler)
 
     async def mark(request: web.Request, response: web.StreamResponse) -> None:
         put_ids(request, response)
@@ -208,8 +210,8 @@ async def _side_door(gym: Gym, traffic: Traffic) -> AsyncIterator[None]:
         return
 
     @web.middleware
-    async def enter(request: web.Request, handler: Handler) -> web.StreamResponse:
-        return await traffic.run(request, handler)
+    def enter(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        return traffic.run(request, handler)
 
     app = web.Application(middlewares=[failures, enter], client_max_size=MAX_BODY_BYTES)
     for server in gym.stateful():

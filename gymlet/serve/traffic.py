@@ -11,7 +11,7 @@ from gymlet.wire.errors import GymletError, StreamError
 
 RETRY_AFTER_S = "5"
 INTERRUPT_S = 2.0
-"""What is left when time is up has so long to tell its clients."""
+"""When time is up, what is left is told; as long as some of it ends in every such span, the rest is waited for."""
 
 STOPPING = "server_stopping"
 
@@ -89,12 +89,21 @@ class Traffic:
             return
         message = f"the server stops, and this took longer than its {timeout_s:g} s"
         interrupt(StreamError(message, status=503, code=STOPPING, error_type="server_error", retry_after=RETRY_AFTER_S))
-        if await self._ended(stop, INTERRUPT_S):
+        if await self._settled(stop):
             return
         self._error = StoppingError(message, code=STOPPING)
         self._cancel(lambda request: _BEGUN not in request)
-        if not await self._ended(stop, INTERRUPT_S):
+        if not await self._settled(stop):
             self._cancel(lambda _request: True)
+
+    async def _settled(self, stop: Stop) -> bool:
+        """Whether all ended, given time as long as they do."""
+        before = len(self) + 1
+        while len(self) < before:
+            before = len(self)
+            if await self._ended(stop, INTERRUPT_S):
+                return True
+        return False
 
     async def _ended(self, stop: Stop, timeout_s: float) -> bool:
         """Whether all ended in time; at once when there is no time."""

@@ -62,8 +62,8 @@ class Plan:
     """What the processes do.
 
     ``work`` is done in each worker. ``hub``, given the folder, is entered in a process of its own before any worker
-    starts, and left behind the last. ``run`` runs a coroutine in a child and gives its exit code. ``on_ready``, with
-    the workers' pids, and ``on_stop`` are called in the parent; after ``stop_timeout_s`` what has not stopped is killed.
+    starts, and left behind the last. ``run`` runs a coroutine in a child and gives its exit code. ``on_ready``, given
+    the workers' pids, and ``on_stop`` are called in the parent. What still runs after ``stop_timeout_s`` is killed.
     """
 
     work: Callable[[WorkerContext, Stop, Ready], Coroutine[Any, Any, None]]
