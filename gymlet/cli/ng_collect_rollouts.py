@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, note, run_async, run_command
+from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, hide_in_log, note, run_async, run_command
 from gymlet.cli.ng_run import build_gym
 from gymlet.cli.scores import show_scores
 from gymlet.config.compose import Composition, compose, read_mapping
@@ -73,6 +73,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Collect, then aggregate."""
     composition = compose(COMMAND, arguments)
+    hide_in_log(composition.tree)
     for message in composition.notes:
         note(message)
     options = _options(composition)
@@ -141,7 +142,7 @@ async def _agents(composition: Composition) -> AsyncIterator[Agents]:
             yield gym
         return
     head = composition.head_server
-    remote = RemoteAgents(f"http://{head.host}:{head.port}")
+    remote = RemoteAgents(head.url(), next(iter(head.keys), None))
     try:
         await remote.agent_names()
     except Exception as error:

@@ -78,9 +78,10 @@ class LocalEnvironment:
 class RemoteServer:
     """An instance of another server. Owns its HTTP session. Raises GymletError as the other side named it."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, api_key: str | None = None) -> None:
         self.base_url = base_url.rstrip("/")
         self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -176,8 +177,8 @@ def _remote_error(response: aiohttp.ClientResponse, body: bytes) -> GymletError:
 class RemoteAgents:
     """The agents of a running server, for a collector."""
 
-    def __init__(self, url: str) -> None:
-        self._server = RemoteServer(url)
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self._server = RemoteServer(url, api_key)
 
     async def close(self) -> None:
         """Give the connections back."""

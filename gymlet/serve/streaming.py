@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from aiohttp import web
 
+from gymlet.serve.request_ids import note_provider_id, request_id
 from gymlet.upstream.transport import Answer
 from gymlet.wire.errors import GymletError, ProviderError, StreamError
 from gymlet.wire.provider_errors import MAX_PAGE_CHARS, error_message
@@ -52,6 +53,7 @@ async def relay(request: web.Request, new_reply: NewReply, answer: Answer) -> we
     events = reply.open() + intake.now() + await intake.whole(PATIENCE_S)
     if isinstance(reply.error, ProviderError) and not reply.said:
         raise reply.error
+    note_provider_id(request, answer.request_id)
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
     try:
@@ -59,7 +61,7 @@ async def relay(request: web.Request, new_reply: NewReply, answer: Answer) -> we
     except OSError:
         return response  # the client has left
     except Exception:
-        log.exception("unexpected error in a stream: %s", request.path)
+        log.exception("unexpected error in a stream: %s (%s)", request.rel_url.raw_path, request_id(request))
         last = reply.fail(GymletError("internal error; the server's log has the details"))
     answer.tokens = reply.tokens
     await response.write_eof(last)
