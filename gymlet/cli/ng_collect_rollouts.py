@@ -26,7 +26,7 @@ from gymlet.cli.scores import show_scores
 from gymlet.config.compose import Composition, compose, read_mapping
 from gymlet.config.paths import find_file, missing_file
 from gymlet.config.problems import ConfigError, Problem
-from gymlet.config.schema import CollectOptions, bind
+from gymlet.config.schema import CollectOptions, HeadServer, bind
 from gymlet.config.secrets import hide_secrets
 from gymlet.rollout.collect import Event, Job, Run
 from gymlet.rollout.metrics import MetricsSpec
@@ -34,6 +34,7 @@ from gymlet.rollout.records import RunFiles
 from gymlet.rollout.tasks import Expansion
 from gymlet.serve.launch import unknown_agent
 from gymlet.serve.peers import RemoteAgents
+from gymlet.wire.errors import GymletError
 
 USAGE = """
 ng_collect_rollouts +agent_name=NAME +input_jsonl_fpath=ROWS.jsonl +output_jsonl_fpath=OUT.jsonl [+key=value …]
@@ -147,12 +148,18 @@ async def _agents(composition: Composition) -> AsyncIterator[Agents]:
         await remote.agent_names()
     except Exception as error:
         await remote.close()
-        message = f"no server answers at {head.host}:{head.port} ({error}); start one with ng_run, or name config_paths"
-        raise ConfigError([Problem(message)]) from error
+        raise ConfigError([Problem(_unreached(head, error))]) from error
     try:
         yield remote
     finally:
         await remote.close()
+
+
+def _unreached(head: HeadServer, error: Exception) -> str:
+    where = f"{head.host}:{head.port}"
+    if isinstance(error, GymletError) and error.status == 401:
+        return f"the server at {where} does not let us in: {error}; head_server.api_key is what is sent"
+    return f"no server answers at {where} ({error}); start one with ng_run, or name config_paths"
 
 
 async def _specs(agents: Agents, run: Run) -> Mapping[str, MetricsSpec]:

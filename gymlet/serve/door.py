@@ -35,6 +35,7 @@ MAX_HEADERS = 128
 BODY_TIMEOUTS = 10
 """So many ``body_timeout_s`` may a whole body take."""
 
+_OF_STRANGERS = (UnreadableRequestError, web.RequestPayloadError, HttpProcessingError)
 TOO_MANY_HEADERS = "Too many headers received"
 
 
@@ -109,6 +110,11 @@ class Connection(web.RequestHandler):
         put_ids(request, response)
         return response
 
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Not what strangers send: aiohttp reads on in the body of a request that was answered, and meets it there."""
+        if not isinstance(kwargs.get("exc_info"), _OF_STRANGERS):
+            super().log_exception(*args, **kwargs)
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
@@ -146,7 +152,7 @@ class Connection(web.RequestHandler):
         """Whoever reads the body meets ``error``; after the answer the connection is closed."""
         self._door.bodies.end(self)
         if self._body is not None:
-            end_body(self._body, error)
+            self._body.set_exception(error)
         self._body = None
         self.close()
 
@@ -232,12 +238,6 @@ def listen_often(host: str, port: int, count: int) -> list[socket.socket]:
     with listen(host, port) as alone:  # two servers that both listen together would share a port unawares
         port = alone.getsockname()[1]
     return [listen(host, port, together=True) for _ in range(count)]
-
-
-def end_body(body: StreamReader, error: Exception) -> None:
-    """Nothing more of ``body`` is waited for, by its reader or by aiohttp; both meet ``error``."""
-    body.set_exception(error)
-    body.feed_eof()
 
 
 def _refused_head(error: HttpProcessingError) -> UnreadableRequestError:

@@ -61,7 +61,6 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
             note_provider_id(request, error.request_id)
         return to_response(error)
     except (web.RequestPayloadError, HttpProcessingError) as error:
-        request.content.feed_eof()
         return to_response(UnreadableRequestError(f"the body cannot be read: {error}"))
     except web.HTTPException as error:
         if error.status < 400:

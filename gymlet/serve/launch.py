@@ -191,9 +191,7 @@ def server_instances(plugins: Sequence[Plugin], url: str) -> list[Json]:
             "name": plugin.instance.name,
             "server_type": plugin.instance.type,
             "implementation": plugin.instance.implementation,
-            "url": getattr(plugin.options, "base_url", None)
-            if plugin.is_elsewhere
-            else f"{url}/{plugin.instance.name}",
+            "url": plugin.options.base_url if plugin.is_elsewhere else f"{url}/{plugin.instance.name}",
             "pid": os.getpid(),
         }
         for plugin in plugins

@@ -1,6 +1,7 @@
 """Clients of a server that is a process."""
 
 import asyncio
+import contextlib
 import time
 
 import orjson
@@ -20,7 +21,18 @@ def asking(client, url, body, path="/v1/responses", count=1):
     return [asyncio.create_task(ask(client, url, body, path)) for _ in range(count)]
 
 
-async def ended(process, within_s):
+async def closed(url):
+    """Wait until nobody new is let in."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    async with asyncio.timeout(20):
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.close()
+                await asyncio.sleep(0.02)
+
+
+async def ended(process, within_s=15):
     """Exit code, stdout and stderr of a process that ends in time."""
     started = time.monotonic()
     out, err = await asyncio.wait_for(process.communicate(), 30)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from cli.asking import STREAM, WHOLE, ask, asking, ended
+from cli.asking import STREAM, WHOLE, ask, asking, closed, ended
 from wire.pipeline import parse_events
 
 WORKERS = "num_workers=3"
@@ -63,7 +63,7 @@ async def pids(client, url, count=40):
 
 
 async def gone(pid):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110  another process has no event for us
             await asyncio.sleep(0.05)
 
@@ -77,7 +77,7 @@ async def test_all_workers_answer(provider, start, client):
     for status, _, raw in await asyncio.gather(*asking(client, url, STREAM, count=30)):
         assert (status, parse_events(raw)[-1]["type"]) == (200, "response.completed")
     process.terminate()
-    assert await ended(process, 5) == (0, "stopped\n", "")
+    assert await ended(process) == (0, "stopped\n", "")
 
 
 async def test_a_killed_worker_comes_back(provider, start, client):
@@ -91,7 +91,7 @@ async def test_a_killed_worker_comes_back(provider, start, client):
     after = await pids(client, url, 60)
     assert (len(after), len(after & before)) == (3, 2)
     process.terminate()
-    code, _, err = await ended(process, 5)
+    code, _, err = await ended(process)
     assert (code, err.count("\n")) == (0, 1)
     assert "worker 0 ended with signal SIGKILL; it is started again in 0.1 s" in err
 
@@ -172,12 +172,12 @@ async def test_a_signal_to_the_whole_group_ends_all_in_order(held, start, client
     mine = [folder for folder in folders if folder.exists()]
     assert all(folder.stat().st_mode & 0o777 == 0o700 for folder in mine)
     os.killpg(process.pid, number)
-    await asyncio.sleep(0.5)
+    await closed(url)
     assert children(process) == workers, "they have work"
     held.let_go()
     for status, _, raw in await asyncio.gather(*tasks):
         assert (status, b'"status":"completed"' in raw) == (200, True)
-    assert await ended(process, 5) == (0, "stopped\n", "")
+    assert await ended(process) == (0, "stopped\n", "")
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
@@ -186,7 +186,7 @@ async def test_what_does_not_end_in_time_fails_in_every_worker(held, start, clie
     streams = asking(client, url, STREAM, count=12)
     await held.reached(12)
     process.terminate()
-    assert (await ended(process, 6))[0] == 0
+    assert (await ended(process))[0] == 0
     for _, _, raw in await asyncio.gather(*streams):
         assert parse_events(raw)[-1]["type"] == "response.failed"
         assert raw.endswith(b"data: [DONE]\n\n")
@@ -280,6 +280,6 @@ async def test_the_hub_is_there_before_the_workers_and_after_them():
     os.kill(min(children(process)), signal.SIGKILL)
     assert await asyncio.wait_for(process.stdout.readline(), 20) == b"hub entered\n"
     process.terminate()
-    code, out, err = await ended(process, 5)
+    code, out, err = await ended(process)
     assert "the hub ended with signal SIGKILL; it is started again" in err
     assert (code, out) == (0, "stop\nworker left\nworker left\nhub left\n")
