@@ -56,6 +56,11 @@ def children(process):
     return {int(pid) for pid in tasks.split()}
 
 
+def workers_of(told):
+    """The pids that it tells; what it has started besides is the hub."""
+    return {int(pid) for pid in told.split("3 workers share the port; their pids: ")[1].partition("\n")[0].split(", ")}
+
+
 async def pids(client, url, count=40):
     """The workers that answer so many connections."""
     replies = await asyncio.gather(*(ask(client, url, None, "/server_instances", "GET") for _ in range(count)))
@@ -70,10 +75,9 @@ async def gone(pid):
 
 async def test_all_workers_answer(provider, start, client):
     process, url, told = await start(provider.url, WORKERS)
-    told_pids = told.split("3 workers share the port; their pids: ")[1].partition("\n")[0]
-    assert {int(pid) for pid in told_pids.split(", ")} == children(process)
-    assert await pids(client, url) == children(process)
-    assert len(children(process)) == 3
+    assert await pids(client, url) == workers_of(told)
+    assert len(workers_of(told)) == 3
+    assert len(children(process) - workers_of(told)) == 1, "the hub"
     for status, _, raw in await asyncio.gather(*asking(client, url, STREAM, count=30)):
         assert (status, parse_events(raw)[-1]["type"]) == (200, "response.completed")
     process.terminate()
@@ -81,8 +85,8 @@ async def test_all_workers_answer(provider, start, client):
 
 
 async def test_a_killed_worker_comes_back(provider, start, client):
-    process, url, _ = await start(provider.url, WORKERS)
-    before = children(process)
+    process, url, told = await start(provider.url, WORKERS)
+    before = workers_of(told)
     killed = min(before)
     os.kill(killed, signal.SIGKILL)
     await gone(killed)
@@ -97,10 +101,10 @@ async def test_a_killed_worker_comes_back(provider, start, client):
 
 
 async def test_a_worker_that_is_told_to_stop_ends_its_work_and_comes_back(held, start, client):
-    process, url, _ = await start(held.url, WORKERS)
+    _, url, told = await start(held.url, WORKERS)
     tasks = asking(client, url, WHOLE, count=30)
     await held.reached(30)
-    before = children(process)
+    before = workers_of(told)
     os.kill(min(before), signal.SIGTERM)
     held.let_go()
     assert [status for status, _, _ in await asyncio.gather(*tasks)] == [200] * 30
@@ -163,7 +167,7 @@ async def test_a_session_is_found_from_every_worker(provider, start, client, cou
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 async def test_a_signal_to_the_whole_group_ends_all_in_order(held, start, client, number):
     process, url, _ = await start(held.url, WORKERS)
-    workers = children(process)
+    workers = children(process)  # and the hub, which stays until they have ended
     tasks = [*asking(client, url, STREAM, count=15), *asking(client, url, WHOLE, count=15)]
     await held.reached(30)
     folders = {
@@ -243,7 +247,8 @@ from contextlib import asynccontextmanager
 from gymlet.serve.workers import Fleet, Plan
 
 def say(words):
-    print(words, flush=True)
+    sys.stdout.write(words + "\\n")  # one write, whatever the buffering: others write to it too
+    sys.stdout.flush()
 
 @asynccontextmanager
 async def hub(folder):
