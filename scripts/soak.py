@@ -42,8 +42,10 @@ PATIENCE = {
     "first_byte_timeout_s": 2,
     "idle_timeout_s": 2,
     "total_timeout_s": 30,
+    "adaptive_concurrency": False,
 }
-"""Short enough for faults to end soon, long enough for a busy machine."""
+"""Short enough for faults to end soon, long enough for a busy machine. The provider throttles by chance, not because it
+is asked too much: a limit that adapts would look for one that is not there."""
 
 LEAVE, READ_SLOWLY = 0.05, 0.05
 """The shares of the clients that leave early, and of those that do not read for a while."""
