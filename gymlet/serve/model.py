@@ -24,6 +24,7 @@ from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.completions import CompletionWriter
 from gymlet.wire.deltas import Json
 from gymlet.wire.dialect import thinking_is_off
+from gymlet.wire.errors import StreamError
 from gymlet.wire.fields import parse_object
 from gymlet.wire.reasoning import Plain, Splitter, Tagged, Verbatim
 from gymlet.wire.reply import Reply, Writer
@@ -112,9 +113,10 @@ class ModelServer:
             web.get("/limits", self._limits),
         ]
 
-    def interrupt(self, reason: str) -> None:
-        """End every call of the provider, and those to come: streams in band, whole replies with an error."""
-        self._provider.interrupt(reason)
+    def interrupt(self, error: StreamError) -> None:
+        """End every call of the provider, and those to come, with ``error``: streams in band, whole replies by it."""
+        if self._upstream is not None:
+            self._upstream.interrupt(error)
 
     async def limits(self) -> Json:
         """The provider's endpoints and the queue before them: limits, calls in flight, waiting, tried again."""

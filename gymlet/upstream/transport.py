@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from gymlet.config.schema import ModelOptions
 from gymlet.upstream.provider import Endpoint, Provider
@@ -61,12 +61,15 @@ class _Connector(aiohttp.TCPConnector):
         traces: list[aiohttp.tracing.Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
     ) -> aiohttp.connector.Connection:
-        """A connection of the pool, or a new one."""
-        connection = await super().connect(req, traces, timeout)
-        protocol = connection.protocol
-        _CONNECTION.get().reused = getattr(protocol, "served_before", False)
-        protocol.served_before = True  # type: ignore[union-attr]
-        return connection
+        """A connection of the pool, or a new one; one with bytes that nobody asked for is never used again."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            reused = _CONNECTION.get().reused = getattr(protocol, "served_before", False)
+            if not (reused and protocol.should_close):  # type: ignore[union-attr]
+                protocol.served_before = True  # type: ignore[union-attr]
+                return connection
+            connection.close()
 
 
 class Answer:
@@ -177,7 +180,8 @@ class Answer:
             if not self._begun:
                 name, seconds = "first_byte_timeout_s", self._options.first_byte_timeout_s
             return timed_out(f"the provider sent nothing for {seconds:g} s ({name})")
-        return StreamError(f"the provider's reply broke off: {cause(error)}", transient=True)
+        garbled = isinstance(error.__cause__, ContentEncodingError)
+        return StreamError(f"the provider's reply broke off: {cause(error)}", transient=not garbled)
 
 
 class Transport:

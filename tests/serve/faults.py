@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 ALL = 3
 """The first attempt and two retries."""
 
-RETRIES = {"max_retries": 2, "retry_base_s": 0.01, "retry_max_s": 0.05}
+RETRIES = {"max_retries": ALL - 1, "retry_base_s": 0.01}
 IMPATIENT = {"first_byte_timeout_s": 0.5, "idle_timeout_s": 0.5, "total_timeout_s": 1.5}
 
 
@@ -100,10 +100,10 @@ TABLE = [
     both("html", refused(502, "provider_unavailable", 1, "instead of a reply")),
     both("garbage", refused(502, "provider_unavailable", 1, "did not answer in HTTP")),
     both("long-headers", refused(502, "provider_unavailable", 1, "did not answer in HTTP")),
+    both("bad-gzip", refused(502, "provider_stream_broken", 1, "gzip")),
     Row("cut-gzip", in_band(""), refused(502, "provider_stream_broken", 1)),
     Row("wrong-length:short", in_band(""), refused(502, "provider_stream_broken", 1, "not JSON")),
-    # the connection, or what came over it, breaks
-    both("bad-gzip", refused(502, "provider_stream_broken", ALL, "gzip")),
+    # the connection breaks
     both("reset-before-headers", refused(502, "provider_unavailable", ALL, "without an answer")),
     both("reset-before-headers-once", good(2)),
     both("reset-after-headers", refused(502, "provider_stream_broken", ALL, "broke off")),
@@ -119,11 +119,11 @@ TABLE = [
 ]  # fmt: skip
 
 TIMEOUTS = [
-    both("stall-before-headers", refused(504, "timeout", 1, "0.5 s (first_byte_timeout_s)")),
-    both("stall-after-headers", refused(504, "timeout", 1, "0.5 s (first_byte_timeout_s)")),
-    Row("stall-mid-stream", in_band("0.5 s (idle_timeout_s)"), refused(504, "timeout", 1, "0.5 s (idle_timeout_s)")),
-    Row("trickle:0.05", in_band("1.5 s (total_timeout_s)"), refused(504, "timeout", 1, "1.5 s (total_timeout_s)")),
-    Row("comments:0.05", in_band("1.5 s (total_timeout_s)"), refused(504, "timeout", 1, "1.5 s (total_timeout_s)")),
+    both("stall-before-headers", refused(504, "timeout", 1, "(first_byte_timeout_s)")),
+    both("stall-after-headers", refused(504, "timeout", 1, "(first_byte_timeout_s)")),
+    Row("stall-mid-stream", in_band("(idle_timeout_s)"), refused(504, "timeout", 1, "(idle_timeout_s)")),
+    Row("trickle:0.05", in_band("(total_timeout_s)"), refused(504, "timeout", 1, "(total_timeout_s)")),
+    Row("comments:0.05", in_band("(total_timeout_s)"), refused(504, "timeout", 1, "(total_timeout_s)")),
 ]
 
 
