@@ -116,13 +116,14 @@ class Upstream:
             permit.answered()
             attempt.note_first_byte()
             result = await consume(answer)
-            outcome = "failed" if answer.failed else "ok"
+            outcome = answer.outcome
         except ProviderError as error:
             self._classify(error)
             outcome, wait_s = _outcome(error), error.wait_s or 0.0
             raise
         else:
-            await answer.drain()
+            if outcome == "ok":
+                await answer.drain()
             return result
         finally:
             self._attempts.discard(attempt)

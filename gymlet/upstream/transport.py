@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from gymlet.config.schema import ModelOptions
+from gymlet.upstream.lane import Outcome
 from gymlet.upstream.provider import Endpoint, Provider
 from gymlet.upstream.waits import asked_wait_s
 from gymlet.wire.errors import GymletError, ProviderError, StreamError
@@ -77,8 +78,8 @@ class _Connector(aiohttp.TCPConnector):
 class Answer:
     """A provider's reply with a good status, its body not yet read.
 
-    ``request_id``: what the provider calls the request. ``failed``: it broke off, or was ended from here.
-    ``tokens``: what the provider counted, once its reader knows.
+    ``request_id``: what the provider calls the request. Its reader says how it ended (``outcome``), and the ``tokens``
+    that the provider counted.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, options: ModelOptions, request_id: str | None) -> None:
@@ -88,7 +89,7 @@ class Answer:
         self._options = options
         self._first = b""
         self._begun = False
-        self.failed = False
+        self.outcome: Outcome = "ok"
         self.tokens: int | None = None
 
     @property
@@ -148,7 +149,6 @@ class Answer:
 
     def fail(self, error: StreamError) -> None:
         """End it: whoever reads, or will read, gets the error."""
-        self.failed = True
         self._content.set_exception(error)
 
     def close(self) -> None:
@@ -173,7 +173,6 @@ class Answer:
             connection.protocol.start_timeout()
 
     def _broken(self, error: BaseException) -> StreamError:
-        self.failed = True
         if isinstance(error, TimeoutError):
             name, seconds = "idle_timeout_s", self._options.idle_timeout_s
             if not self._begun:
