@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from gymlet.config.compose import compose
+from gymlet.serve.door import listen, open_door
 from gymlet.serve.launch import Gym, make_app
 from gymlet.serve.plugins import load
 from scripts.scripted_provider import BUILT_IN, REQUESTS
@@ -110,9 +112,8 @@ async def serve_bytes(serve):
 
 
 @pytest.fixture
-async def gymlet(serve, tmp_path):
+async def gymlet(tmp_path):
     """A whole gymlet in front of a provider: ``await gymlet(provider.url, "plain", "+key=value")``."""
-    stack = []
 
     async def start(provider_url, model="plain", *overrides, configs=(MCQA, PROVIDER)):
         (tmp_path / "env.yaml").write_text(
@@ -122,14 +123,16 @@ async def gymlet(serve, tmp_path):
         composition = compose("ng_run", [f"+config_paths=[{','.join(configs)}]", *once, *overrides], cwd=tmp_path)
         plugins, problems = load(composition.instances, [tmp_path, ROOT])
         assert not problems
-        running = Gym(plugins).running()
-        gym = await running.__aenter__()
-        stack.append(running)
-        return await serve(make_app(gym, url="http://here", config_yaml=""), gym)
+        gym = await stack.enter_async_context(Gym(plugins).running())
+        head = composition.head_server
+        app = make_app(gym, url="http://here", config_yaml="", head=head)
+        sock = listen(head.host, 0)
+        url = head.url(sock.getsockname()[1])
+        await stack.enter_async_context(open_door(app, [sock], head, linger_s=0.1))
+        return Running(url, client, app, gym)
 
-    yield start
-    for running in reversed(stack):
-        await running.__aexit__(None, None, None)
+    async with AsyncExitStack() as stack, aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as client:
+        yield start
 
 
 @pytest.fixture

@@ -7,13 +7,15 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
 
 from gymlet.config.paths import package_root
 from gymlet.config.problems import ConfigError
+from gymlet.config.secrets import HIDDEN, secret_values
+from gymlet.serve.descriptors import raise_limit
 from gymlet.wire.errors import GymletError
 
 EXIT_OK = 0
@@ -22,6 +24,7 @@ EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 
 LOG_LEVEL_VARIABLE = "GYMLET_LOG_LEVEL"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 GC_THRESHOLD = 10_000
 """Objects between two collections: a streamed chunk makes a dozen and drops them at once."""
 
@@ -40,23 +43,48 @@ def run_command(name: str, main: Callable[[Sequence[str]], int], usage: str) -> 
         sys.exit(EXIT_OK)
     logging.basicConfig(
         level=os.environ.get(LOG_LEVEL_VARIABLE, "WARNING").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=LOG_FORMAT,
     )
+    sys.exit(exit_code(lambda: main(arguments)))
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """The exit code of ``main``; a user's mistake is told in words."""
     try:
-        code = main(arguments)
+        return main()
     except (ConfigError, GymletError) as error:
         fail(str(error))
-        code = EXIT_MISTAKE
+        return EXIT_MISTAKE
     except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_OK
-    sys.exit(code)
+        return EXIT_OK
+
+
+class _Discreet(logging.Formatter):
+    """Takes secrets out of whatever is logged, tracebacks included."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        super().__init__(LOG_FORMAT)
+        self._secrets = sorted(set(secrets), key=len, reverse=True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
+
+
+def hide_in_log(tree: dict[str, Any]) -> None:
+    """From now on no secret of this configuration gets into the log."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Discreet(secret_values(tree)))
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, on uvloop where it is installed."""
+    raise_limit()
     gc.freeze()  # what was loaded so far stays: the collector need not look at it again and again
     gc.set_threshold(GC_THRESHOLD)
     try:

@@ -17,14 +17,23 @@ from rich.console import Console
 
 from gymlet.cli.cluster import ClusterAgents
 from gymlet.cli.command import compose_command, find_source, load_plugins
-from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
+from gymlet.cli.console import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    fail,
+    hide_in_log,
+    note,
+    run_async,
+    run_command,
+)
 from gymlet.cli.ng_run import build_gym
 from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
 from gymlet.config.compose import Composition, read_mapping, require_instances
 from gymlet.config.instances import find_instances
 from gymlet.config.problems import ConfigError, Problem
-from gymlet.config.schema import CollectOptions
+from gymlet.config.schema import CollectOptions, HeadServer
 from gymlet.config.secrets import HIDDEN, hide_secrets, names_secret
 from gymlet.rollout.collect import ATTEMPTS_VARIABLE, GRACE_S, Job, Run
 from gymlet.rollout.executor import Executor, LocalExecutor
@@ -62,7 +71,9 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Collect, then aggregate."""
-    return run_async(_collect(*compose_command(COMMAND, arguments, CollectOptions)))
+    composition, options = compose_command(COMMAND, arguments, CollectOptions)
+    hide_in_log(composition.tree)
+    return run_async(_collect(composition, options))
 
 
 def _job(config: dict[str, Any], options: CollectOptions) -> Job:
@@ -143,17 +154,23 @@ async def _agents(composition: Composition, options: CollectOptions) -> AsyncIte
             yield gym
         return
     head = composition.head_server
-    remote = RemoteAgents(f"http://{head.host}:{head.port}")
+    remote = RemoteAgents(head.url(), next(iter(head.keys), None))
     try:
         await remote.agent_names()
     except Exception as error:
         await remote.close()
-        message = f"no server answers at {head.host}:{head.port} ({error}); start one with ng_run, or name config_paths"
-        raise ConfigError([Problem(message)]) from error
+        raise ConfigError([Problem(_unreached(head, error))]) from error
     try:
         yield remote
     finally:
         await remote.close()
+
+
+def _unreached(head: HeadServer, error: Exception) -> str:
+    where = f"{head.host}:{head.port}"
+    if isinstance(error, GymletError) and error.status == 401:
+        return f"the server at {where} does not let us in: {error}; head_server.api_key is what is sent"
+    return f"no server answers at {where} ({error}); start one with ng_run, or name config_paths"
 
 
 async def _specs(agents: Agents, run: Run) -> Mapping[str, MetricsSpec]:

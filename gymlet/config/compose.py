@@ -303,7 +303,7 @@ def _almost_servers(problems: list[Problem], what_now: str) -> str:
 
 def _visible_secrets(parsed: list[Override]) -> Iterator[str]:
     for override in parsed:
-        if names_secret(override.key_or_group) and isinstance(override._value, str):  # noqa: SLF001
+        if names_secret(override.key_or_group) and isinstance(override._value, str | list):  # noqa: SLF001
             yield (
                 f"{override.key_or_group} is on the command line, where others on this machine can see it; "
                 f"{ENV_FILE} is the place for keys"

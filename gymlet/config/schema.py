@@ -32,6 +32,7 @@ Headers = Annotated[dict[str, str], "headers"]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 KEYS_WITHOUT_MEANING = frozenset(
@@ -61,10 +62,34 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadServer:
-    """Where the one server listens."""
+    """Where the one server listens, and to whom; docs/serving.md says what each key does."""
 
     host: str = "127.0.0.1"
     port: Port = 11000
+    api_key: str | tuple[str, ...] | None = field(default=None, repr=False)
+    allow_anonymous: bool = False
+    cors_origins: tuple[str, ...] = ()
+    header_timeout_s: PositiveFloat = 15.0
+    body_timeout_s: PositiveFloat = 60.0
+    shutdown_timeout_s: NonNegativeFloat = 30.0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that a client may send; none: whoever comes is let in."""
+        given = (self.api_key,) if isinstance(self.api_key, str) else self.api_key or ()
+        return tuple(key.strip() for key in given)
+
+    def url(self, port: int | None = None) -> str:
+        """Where a client finds it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port if port is None else port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The keys of ng_run beside head_server. ``num_workers``: the processes that serve; ids have room for 256."""
+
+    num_workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +169,10 @@ def _repeated(given: str | list[str], count: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentOptions:
-    """What every environment understands. ``base_url``: it is served there, not here."""
+    """What every environment understands. ``base_url``: it is served there, not here, to whoever has ``api_key``."""
 
     base_url: Url | None = None
+    api_key: Secret | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 HIDDEN = "****"
+UNSET = "???"
 MIN_SECRET_CHARS = 6
 """A shorter value is hidden under its own key only: replacing it everywhere would tear up ordinary words."""
 
-_NAMES = re.compile(r"key|token|secret|password", re.IGNORECASE)
+_NAMES = re.compile(r"key|token|secret|password|authorization|cookie", re.IGNORECASE)
 
 
 def names_secret(key: str) -> bool:
@@ -23,30 +24,27 @@ def hide_secrets(tree: Any) -> Any:
     return _hide(tree, sorted(set(secret_values(tree)), key=len, reverse=True))
 
 
-def secret_values(tree: Any) -> Iterator[str]:
-    """The values worth hiding wherever they turn up."""
+def secret_values(tree: Any, *, secret: bool = False) -> Iterator[str]:
+    """The values worth hiding wherever they turn up; ``secret``: the tree stands under a key that names one."""
     if isinstance(tree, list):
         for entry in tree:
-            yield from secret_values(entry)
+            yield from secret_values(entry, secret=secret)
     elif isinstance(tree, dict):
         for key, value in tree.items():
-            if isinstance(value, dict | list):
-                yield from secret_values(value)
-            elif isinstance(value, str) and names_secret(str(key)) and len(value) >= MIN_SECRET_CHARS:
-                yield value
+            yield from secret_values(value, secret=names_secret(str(key)))
+    elif secret and isinstance(tree, str) and len(tree) >= MIN_SECRET_CHARS:
+        yield tree
 
 
-def _hide(node: Any, secrets: list[str]) -> Any:
+def _hide(node: Any, secrets: list[str], *, secret: bool = False) -> Any:
     if isinstance(node, list):
-        return [_hide(entry, secrets) for entry in node]
+        return [_hide(entry, secrets, secret=secret) for entry in node]
     if isinstance(node, dict):
-        return {key: _hide_value(str(key), value, secrets) for key, value in node.items()}
-    if isinstance(node, str):
-        for secret in secrets:
-            node = node.replace(secret, HIDDEN)
+        return {key: _hide(value, secrets, secret=names_secret(str(key))) for key, value in node.items()}
+    if not isinstance(node, str):
+        return node
+    if secret and node != UNSET:
+        return HIDDEN
+    for each in secrets:
+        node = node.replace(each, HIDDEN)
     return node
-
-
-def _hide_value(key: str, value: Any, secrets: list[str]) -> Any:
-    secret = names_secret(key) and isinstance(value, str) and value != "???"
-    return HIDDEN if secret else _hide(value, secrets)

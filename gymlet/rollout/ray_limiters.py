@@ -8,9 +8,9 @@ back when it ends a call, and all of it once nothing was heard of the node for `
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -18,7 +18,9 @@ import orjson
 from gymlet.config.schema import ModelOptions
 from gymlet.upstream.limiter import Limiter, LocalLimiter
 from gymlet.upstream.provider import Provider
-from gymlet.upstream.shared import MAX_LINE_BYTES, Borrower, HubLimiters
+from gymlet.upstream.shared import MAX_LINE_BYTES, Borrower, HubLimiters, Writer
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 BEAT_S = 1.0
@@ -40,6 +42,9 @@ class Mailbox:
         """Keep a line."""
         self._lines.append(data)
         self._filled.set()
+
+    def close(self) -> None:
+        """There is nothing to close."""
 
     async def fetch(self) -> bytes:
         """All there is; waits while there is nothing."""
@@ -83,37 +88,52 @@ class Lender:
 
 
 class RayLimiters:
-    """The limiters of one node, as the lender has them. Owns the lines to it; use it as a context manager."""
+    """The limiters of one node, as the lender has them; use it as a context manager."""
 
     def __init__(self, lender: Any, name: str) -> None:
         self._lender = lender
         self._name = name
-        self._lines: list[bytes] = []
-        self._hub = HubLimiters(self)
+        self._hub = HubLimiters(self._dial)
 
     async def __aenter__(self) -> RayLimiters:
-        self._answers = asyncio.StreamReader(MAX_LINE_BYTES)
-        self._tasks = {
-            asyncio.create_task(each) for each in (self._fetch(), self._hub.listen(self._answers), self._beat())
-        }
+        self._talking = self._hub.talking()
+        await self._talking.__aenter__()
         return self
 
-    async def __aexit__(self, *_exc: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+    async def __aexit__(self, *exc: object) -> None:
+        await self._talking.__aexit__(None, None, None)
 
     def of(self, provider: Provider, options: ModelOptions) -> Limiter:
         """The limiter for calls to ``provider``."""
         return self._hub.of(provider, options)
 
+    async def _dial(self) -> tuple[asyncio.StreamReader, Writer]:
+        answers = asyncio.StreamReader(MAX_LINE_BYTES)
+        return answers, Post(self._lender, self._name, answers)
+
+
+class Post:
+    """The lines between a node and the lender. Owns what waits to be sent, and the tasks that beat and fetch."""
+
+    def __init__(self, lender: Any, name: str, answers: asyncio.StreamReader) -> None:
+        self._lender = lender
+        self._name = name
+        self._answers = answers
+        self._lines: list[bytes] = []
+        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._fetch())]
+
     def write(self, data: bytes) -> None:
-        """Say a line to the lender, soon."""
+        """Send a line, soon."""
         if not self._lines:
-            asyncio.get_running_loop().call_later(POST_S, self._post)
+            asyncio.get_running_loop().call_later(POST_S, self._send)
         self._lines.append(data)
 
-    def _post(self) -> None:
+    def close(self) -> None:
+        """Send nothing more: what the node holds comes back once it is missed."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _send(self) -> None:
         lines, self._lines = self._lines, []
         self._lender.post.remote(self._name, b"".join(lines))
 
@@ -124,7 +144,9 @@ class RayLimiters:
 
     async def _fetch(self) -> None:
         """Pass answers on; once the lender is gone, there are none."""
-        with suppress(Exception):
+        try:
             async for answers in self._lender.listen.options(num_returns="streaming").remote(self._name):
                 self._answers.feed_data(await answers)
+        except Exception as error:  # noqa: BLE001  whatever Ray raises, the line is dead
+            log.warning("the lender cannot be heard: %s", type(error).__name__)
         self._answers.feed_eof()

@@ -11,24 +11,30 @@ from gymlet.config.schema import AgentOptions
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.serve.failures import json_response
 from gymlet.serve.peers import EnvironmentPeer, ModelPeer, SessionPeer
+from gymlet.upstream.watch import CALLS, CallLog
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import AgentError, GymletError, RequestError
 from gymlet.wire.fields import parse_object
 
 
 class Timings:
-    """Where the seconds of one rollout went. Owns its sums."""
+    """Where the seconds of one rollout went. Owns its sums.
+
+    ``calls`` is told of every call of a model: its wait in the queue is part of ``model_s``.
+    """
 
     def __init__(self) -> None:
         self._sums = {"model_s": 0.0, "tools_s": 0.0, "verify_s": 0.0}
+        self.calls = CallLog()
 
     def add(self, name: str, started: float) -> None:
         """Count the time since ``started`` (of ``time.perf_counter``) as ``name``."""
         self._sums[name] += time.perf_counter() - started
 
     def to_json(self) -> Json:
-        """Seconds, to the microsecond."""
-        return {name: round(seconds, 6) for name, seconds in self._sums.items()}
+        """Seconds, to the microsecond; ``ttft_s``, the first call's time to its first byte, is null without a call."""
+        told = {**self._sums, "queued_s": self.calls.queued_s, "ttft_s": self.calls.ttft_s}
+        return {name: None if seconds is None else round(seconds, 6) for name, seconds in told.items()}
 
 
 class Agent:
@@ -62,11 +68,15 @@ class Agent:
             raise RequestError("'responses_create_params' must be an object", param="responses_create_params")
         timings = Timings()
         session = await self.environment.open_session(row)
-        response = await self._answer(params, session, timings)
+        noting = CALLS.set(timings.calls)
+        try:
+            response = await self._answer(params, session, timings)
+        finally:
+            CALLS.reset(noting)
         started = time.perf_counter()
         verified = await self._verify(session, {**row, "response": response})
         timings.add("verify_s", started)
-        return {**verified, "_ng_timings": timings.to_json()}
+        return {**verified, "_ng_timings": timings.to_json(), "_ng_retries": timings.calls.retries}
 
     async def metrics_spec(self) -> MetricsSpec:
         """Which fields of a verified row are scores: the environment says so."""

@@ -32,5 +32,5 @@ async def serve_agents(configuration: bytes, limiters: Limiters) -> AsyncIterato
     plugins, problems = load(instances, [*map(Path, packed["roots"]), package_root()])
     if problems:
         raise ConfigError(problems)
-    async with Gym(plugins, limiters).running() as gym:
+    async with Gym(plugins, limiters=limiters).running() as gym:
         yield gym.run_agent

@@ -27,6 +27,7 @@ from aiohttp import web
 from gymlet.config.schema import EnvironmentOptions
 from gymlet.rollout.metrics import MetricsSpec, aggregate
 from gymlet.serve.failures import json_response
+from gymlet.serve.fellows import Fellows
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import EnvironmentFault, GymletError, RequestError, VerifierError
 from gymlet.wire.fields import check, parse_object
@@ -69,6 +70,7 @@ class Environment:
         self.name = name
         self.options = options
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._fellows: Fellows | None = None
         self._tools = {
             key: getattr(self, key)
             for key, member in inspect.getmembers(type(self), inspect.isfunction)
@@ -125,6 +127,10 @@ class Environment:
         kept: Json = {key: row[key] for key in ("responses_create_params", "response") if key in row}
         return {**kept, **verdict}
 
+    def join(self, fellows: Fellows) -> None:
+        """Be one of several workers. Called before ``start``."""
+        self._fellows = fellows
+
     def routes(self) -> list[web.RouteDef]:
         """The endpoints below this environment's name; each tool is one."""
         return [
@@ -137,7 +143,7 @@ class Environment:
 
     async def _seed_session(self, request: web.Request) -> web.Response:
         session = await self.open_session(parse_object(await request.read()))
-        key = secrets.token_hex(16)
+        key = secrets.token_hex(16) if self._fellows is None else self._fellows.new_id("")
         self._sessions[key] = session
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
@@ -146,6 +152,9 @@ class Environment:
         return response
 
     async def _verify(self, request: web.Request) -> web.Response:
+        elsewhere = await self._forwarded(request, "verify")
+        if elsewhere is not None:
+            return elsewhere
         row = parse_object(await request.read())
         check(row.get("response"), (dict,), "response")
         verified = await self.judge(self._session(request), row)
@@ -158,6 +167,9 @@ class Environment:
             raise RequestError(
                 _words_for_unknown(name, self._tools), status=404, code="not_found", failure_class="environment_error"
             )
+        elsewhere = await self._forwarded(request, name)
+        if elsewhere is not None:
+            return elsewhere
         arguments = parse_object(await request.read())
         output = await self.call_tool(self._session(request), name, arguments)
         return web.Response(text=output)
@@ -169,6 +181,12 @@ class Environment:
 
     async def _metrics_spec(self, _request: web.Request) -> web.Response:
         return json_response(self.metrics.to_json())
+
+    async def _forwarded(self, request: web.Request, endpoint: str) -> web.Response | None:
+        """The answer of the worker that has the session, if it is another."""
+        if self._fellows is None:
+            return None
+        return await self._fellows.forward(request, request.cookies.get(SESSION_COOKIE, ""), f"/{self.name}/{endpoint}")
 
     def _session(self, request: web.Request) -> Session:
         return self._sessions.get(request.cookies.get(SESSION_COOKIE, ""), {})

@@ -9,6 +9,7 @@ import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from gymlet.serve.request_ids import note_provider_id, request_id
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import GymletError, ProviderError, RequestError
 
@@ -22,15 +23,20 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _HTTP_CODES = {404: ("not_found", "not_found"), 413: ("invalid_request_error", "request_too_large")}
 
 
+class UnreadableRequestError(RequestError):
+    """Nobody knows where the request ends, or whether: the connection is closed behind the answer."""
+
+
 def to_response(error: GymletError) -> web.Response:
     """The reply for an error that happened before the first byte."""
     headers: dict[str, str] = {FAILURE_CLASS_HEADER: error.failure_class}
-    if isinstance(error, ProviderError):
-        if error.retry_after is not None:
-            headers["Retry-After"] = error.retry_after
-        if error.request_id is not None:
-            headers["x-request-id"] = error.request_id
-    return json_response(error_body(error), status=error.status, headers=headers)
+    retry_after: str | None = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        headers["Retry-After"] = retry_after
+    response = json_response(error_body(error), status=error.status, headers=headers)
+    if isinstance(error, UnreadableRequestError):
+        response.force_close()
+    return response
 
 
 def error_body(error: GymletError) -> Json:
@@ -51,16 +57,18 @@ async def failures(request: web.Request, handler: Handler) -> web.StreamResponse
         _check_size(request)
         return await handler(request)
     except GymletError as error:
+        if isinstance(error, ProviderError):
+            note_provider_id(request, error.request_id)
         return to_response(error)
     except (web.RequestPayloadError, HttpProcessingError) as error:
-        return to_response(RequestError(f"the body cannot be read: {error}"))
+        return to_response(UnreadableRequestError(f"the body cannot be read: {error}"))
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return _http_response(request, error)
+        return http_error(request, error)
     except Exception:
-        log.exception("unexpected error: %s %s", request.method, request.path)
-        return json_response(error_body(GymletError("internal error; the server's log has the details")), status=500)
+        log.exception("unexpected error: %s %s (%s)", request.method, request.rel_url.raw_path, request_id(request))
+        return to_response(GymletError("internal error; the server's log has the details"))
 
 
 def _check_size(request: web.Request) -> None:
@@ -70,9 +78,10 @@ def _check_size(request: web.Request) -> None:
         raise RequestError(f"the body has {size} bytes; the most is {most}", status=413, code="request_too_large")
 
 
-def _http_response(request: web.Request, error: web.HTTPException) -> web.Response:
+def http_error(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
+    """What aiohttp has to say, as JSON."""
     kind, code = _HTTP_CODES.get(error.status, ("invalid_request_error", None))
-    message = f"{request.method} {request.path}: {error.reason}"
+    message = f"{request.method} {request.rel_url.raw_path}: {error.reason}"
     headers = {name: value for name, value in error.headers.items() if name.lower() == "allow"}
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     return json_response(body, status=error.status, headers=headers)

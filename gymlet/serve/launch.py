@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from difflib import get_close_matches
 
 from aiohttp import web
 
+from gymlet.config.schema import HeadServer
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.serve.agent import Agent
+from gymlet.serve.door import open_door
 from gymlet.serve.environment import Environment
 from gymlet.serve.failures import failures, json_response
+from gymlet.serve.fellows import Fellows
+from gymlet.serve.gate import Gate, answer_preflight, is_preflight
 from gymlet.serve.model import ModelServer
 from gymlet.serve.peers import EnvironmentPeer, LocalEnvironment, RemoteEnvironment, RemoteServer
 from gymlet.serve.plugins import Plugin
+from gymlet.serve.request_ids import put_ids
+from gymlet.serve.traffic import Handler, Stop, Traffic
+from gymlet.serve.workers import WorkerContext
 from gymlet.upstream.limiters import Limiters, LocalLimiters
 from gymlet.wire.deltas import Json
-from gymlet.wire.errors import RequestError
+from gymlet.wire.errors import RequestError, StreamError
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-BACKLOG = 4096
-SHUTDOWN_TIMEOUT_S = 10.0
 POLICY_MODEL = "policy_model"
+TRAFFIC = web.AppKey("traffic", Traffic)
 
 
 class Gym:
     """All instances of one configuration, wired to each other. Owns their lives."""
 
-    def __init__(self, plugins: Sequence[Plugin], limiters: Limiters | None = None) -> None:
+    def __init__(
+        self, plugins: Sequence[Plugin], worker: WorkerContext | None = None, limiters: Limiters | None = None
+    ) -> None:
         self.plugins = tuple(plugins)
+        self.worker = worker
         self._limiters = limiters or LocalLimiters()
         self.models: dict[str, ModelServer] = {}
         self.environments: dict[str, Environment] = {}
@@ -46,11 +53,16 @@ class Gym:
         """Everything started, in the order of who needs whom; stopped the other way round."""
         async with AsyncExitStack() as stack:
             self._build()
+            if self.worker is not None:
+                fellows = Fellows(self.worker)
+                stack.push_async_callback(fellows.close)
+                for server in self.stateful():
+                    server.join(fellows)
             for remote in self._remotes:
                 stack.push_async_callback(remote.close)
-            for server in self.servers().values():
-                stack.push_async_callback(server.stop)
-                await server.start()
+            for instance in self.servers().values():
+                stack.push_async_callback(instance.stop)
+                await instance.start()
             yield self
 
     async def run_agent(self, name: str, row: Json) -> Json:
@@ -68,6 +80,15 @@ class Gym:
     async def agent_names(self) -> list[str]:
         """The agents there are."""
         return sorted(self.agents)
+
+    def interrupt(self, error: StreamError) -> None:
+        """Let the replies that providers are still sending end with ``error``, each in its own protocol."""
+        for model in self.models.values():
+            model.interrupt(error)
+
+    def stateful(self) -> list[ModelServer | Environment]:
+        """The instances that remember something between two requests."""
+        return [*self.models.values(), *self.environments.values()]
 
     def servers(self) -> dict[str, ModelServer | Environment | Agent]:
         """The instances that this process serves, by name."""
@@ -98,8 +119,8 @@ class Gym:
 
     def _add_environment(self, plugin: Plugin) -> None:
         name = plugin.instance.name
-        if plugin.options.base_url is not None:
-            remote = RemoteServer(plugin.options.base_url)
+        if plugin.is_elsewhere:
+            remote = RemoteServer(plugin.options.base_url, plugin.options.api_key)
             self._remotes.append(remote)
             self._peers[name] = RemoteEnvironment(remote)
             return
@@ -115,10 +136,10 @@ def unknown_agent(name: str, known: Sequence[str] | dict[str, Agent]) -> Request
     return RequestError(f"there is no agent '{name}'; {hint}", param="agent_ref", status=404)
 
 
-def make_app(gym: Gym, *, url: str, config_yaml: str) -> web.Application:
+def make_app(gym: Gym, *, url: str, config_yaml: str, head: HeadServer | None = None) -> web.Application:
     """One application: the head at the root, every instance below its name, the policy model at the root too."""
-    app = web.Application(middlewares=[failures], client_max_size=MAX_BODY_BYTES)
-    instances = server_instances(gym, url)
+    app = _guarded_app(Gate(head or HeadServer()))
+    instances = server_instances(gym.plugins, url)
 
     async def health(_request: web.Request) -> web.Response:
         return json_response({"status": "ok"})
@@ -142,45 +163,72 @@ def make_app(gym: Gym, *, url: str, config_yaml: str) -> web.Application:
     return app
 
 
-def server_instances(gym: Gym, url: str) -> list[Json]:
-    """What is mounted where, as /server_instances tells it."""
-    served = gym.servers()
+def _guarded_app(gate: Gate) -> web.Application:
+    """An application without routes that every request enters through ``gate``."""
+    traffic = Traffic()
+
+    @web.middleware
+    def enter(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        """No coroutine of its own: every open stream would have it."""
+        gate.check(request)
+        return traffic.run(request, answer_preflight if is_preflight(request) else handler)
+
+    async def mark(request: web.Request, response: web.StreamResponse) -> None:
+        put_ids(request, response)
+        gate.mark(request, response)
+        traffic.mark(request, response)
+
+    app = web.Application(middlewares=[failures, enter], client_max_size=MAX_BODY_BYTES)
+    app[TRAFFIC] = traffic
+    app.on_response_prepare.append(mark)
+    return app
+
+
+def server_instances(plugins: Sequence[Plugin], url: str) -> list[Json]:
+    """What is served where, as /server_instances tells it."""
     return [
         {
             "name": plugin.instance.name,
             "server_type": plugin.instance.type,
             "implementation": plugin.instance.implementation,
-            "url": f"{url}/{plugin.instance.name}" if plugin.instance.name in served else plugin.options.base_url,
+            "url": plugin.options.base_url if plugin.is_elsewhere else f"{url}/{plugin.instance.name}",
             "pid": os.getpid(),
         }
-        for plugin in gym.plugins
+        for plugin in plugins
     ]
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises RequestError when the address is taken or is none."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise RequestError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; "
-            f"stop what is there, or choose another port: +head_server.port={port + 1 if port < 65535 else port - 1}",
-            param="head_server.port",
-        ) from error
+async def serve(
+    gym: Gym, app: web.Application, sock: socket.socket, head: HeadServer, stop: Stop, on_ready: Callable[[], None]
+) -> None:
+    """Serve until ``stop``; then no new connection, and what is under way has ``head.shutdown_timeout_s`` to end."""
+    async with _side_door(gym, app[TRAFFIC]), open_door(app, [sock], head) as door:
+        on_ready()
+        await stop.soon.wait()
+        door.close()
+        await app[TRAFFIC].end(stop, head.shutdown_timeout_s, gym.interrupt)
 
 
-async def serve(app: web.Application, sock: socket.socket, *, on_ready: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM; then no new connection, and open replies get a moment to end."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+@asynccontextmanager
+async def _side_door(gym: Gym, traffic: Traffic) -> AsyncIterator[None]:
+    """Where the other workers come in, if there are any."""
+    if gym.worker is None:
+        yield
+        return
+
+    @web.middleware
+    def enter(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        return traffic.run(request, handler)
+
+    app = web.Application(middlewares=[failures, enter], client_max_size=MAX_BODY_BYTES)
+    for server in gym.stateful():
+        instance = web.Application()
+        instance.add_routes(server.inner_routes() if isinstance(server, ModelServer) else server.routes())
+        app.add_subapp(f"/{server.name}", instance)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.SockSite(runner, sock, backlog=BACKLOG).start()
-        on_ready()
-        await stop.wait()
+        await web.UnixSite(runner, str(gym.worker.socket_of(gym.worker.index))).start()
+        yield
     finally:
         await runner.cleanup()

@@ -5,25 +5,30 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ClassVar, NamedTuple
 
+import orjson
 from aiohttp import web
 
 from gymlet.config.schema import ModelOptions
 from gymlet.serve import streaming
 from gymlet.serve.failures import json_response
-from gymlet.serve.store import ResponseStore
+from gymlet.serve.fellows import Fellows
+from gymlet.serve.request_ids import note_provider_id
+from gymlet.serve.store import ResponseStore, Stored, references
 from gymlet.serve.streaming import NewReply
 from gymlet.upstream.call import Upstream
 from gymlet.upstream.limiters import Limiters, LocalLimiters
 from gymlet.upstream.provider import Provider
+from gymlet.upstream.transport import Answer
 from gymlet.wire.chat import ChatReader
 from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.completions import CompletionWriter
 from gymlet.wire.deltas import Json
 from gymlet.wire.dialect import thinking_is_off
+from gymlet.wire.errors import StreamError
 from gymlet.wire.fields import parse_object
 from gymlet.wire.reasoning import Plain, Splitter, Tagged, Verbatim
 from gymlet.wire.reply import Reply, Writer
@@ -69,6 +74,8 @@ class ModelServer:
     """
 
     Options: ClassVar[type[ModelOptions]] = ModelOptions
+    single: ClassVar[bool] = False
+    """Whether it must not be served by several workers, because each would start it anew."""
 
     def __init__(self, name: str, options: ModelOptions) -> None:
         self.name = name
@@ -77,6 +84,8 @@ class ModelServer:
         self._store = ResponseStore(options.max_stored_responses)
         self.limiters: Limiters = LocalLimiters()
         self._upstream: Upstream | None = None
+        self._fellows: Fellows | None = None
+        self._new_id = new_id
 
     @property
     def origin(self) -> str:
@@ -101,6 +110,24 @@ class ModelServer:
             await self._upstream.close()
         await self.close_provider()
 
+    def interrupt(self, error: StreamError) -> None:
+        """End every call of the provider, and those to come, with ``error``: streams in band, whole replies by it."""
+        if self._upstream is not None:
+            self._upstream.interrupt(error)
+
+    def join(self, fellows: Fellows) -> None:
+        """Be one of several workers. Called before ``start``."""
+        self._fellows = fellows
+        self._new_id = fellows.new_id
+
+    def inner_routes(self) -> list[web.RouteDef]:
+        """The endpoints for the other workers, below this server's name."""
+        return [
+            web.get("/v1/responses/{response_id}", self._stored_response),
+            web.delete("/v1/responses/{response_id}", self._delete_response),
+            web.get("/stored/{name}", self._lend),
+        ]
+
     def routes(self) -> list[web.RouteDef]:
         """The endpoints below this server's name."""
         return [
@@ -112,18 +139,14 @@ class ModelServer:
             web.get("/limits", self._limits),
         ]
 
-    def interrupt(self, reason: str) -> None:
-        """End every call of the provider, and those to come: streams in band, whole replies with an error."""
-        self._provider.interrupt(reason)
-
     async def limits(self) -> Json:
         """The provider's endpoints and the queue before them: limits, calls in flight, waiting, tried again."""
         return await self._provider.to_json()
 
     async def respond(self, request: Json) -> Json:
         """A Responses request from inside this process. Raises RequestError or ProviderError."""
-        exchange = self._through_responses({**request, "store": False}, False)
-        return (await self._collect(exchange)).response
+        exchange = await self._open({**request, "store": False}, False, self._through_responses)
+        return (await self._collect(exchange, streaming.collect)).response
 
     @property
     def _provider(self) -> Upstream:
@@ -137,15 +160,30 @@ class ModelServer:
         return await self._serve(request, self._through_completions)
 
     async def _stored_response(self, request: web.Request) -> web.Response:
-        return json_response(self._store.get(request.match_info["response_id"]))
+        response_id = request.match_info["response_id"]
+        elsewhere = await self._forwarded(request, response_id)
+        return elsewhere or json_response(self._store.get(response_id))
 
     async def _delete_response(self, request: web.Request) -> web.Response:
         response_id = request.match_info["response_id"]
+        elsewhere = await self._forwarded(request, response_id)
+        if elsewhere is not None:
+            return elsewhere
         self._store.delete(response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     async def _limits(self, _request: web.Request) -> web.Response:
         return json_response(await self.limits())
+
+    async def _lend(self, request: web.Request) -> web.Response:
+        stored = self._store.find(request.match_info["name"])
+        return json_response(None if stored is None else stored.to_json())
+
+    async def _forwarded(self, request: web.Request, response_id: str) -> web.Response | None:
+        """The answer of the worker that stored the response, if it is another."""
+        if self._fellows is None:
+            return None
+        return await self._fellows.forward(request, response_id, f"/{self.name}/v1/responses/{response_id}")
 
     async def _models(self, _request: web.Request) -> web.Response:
         model = {"id": self.options.model, "object": "model", "created": 0, "owned_by": self.name}
@@ -154,15 +192,35 @@ class ModelServer:
     async def _serve(self, request: web.Request, door: Door) -> web.StreamResponse:
         payload = parse_object(await request.read())
         stream = payload.get("stream") is True
-        exchange = door(payload, stream)
+        exchange = await self._open(payload, stream, door)
         if stream:
-            relay = partial(streaming.relay, request, exchange.new_reply)
-            return await self._provider.call(exchange.body, relay, session=exchange.session)
-        return json_response((await self._collect(exchange)).body)
+            relay = partial(streaming.relay, request)
+            return await self._provider.call(
+                exchange.body, partial(relay, exchange.new_reply), session=exchange.session
+            )
 
-    async def _collect(self, exchange: Exchange) -> Reply:
-        collect = partial(streaming.collect, exchange.new_reply)
-        return await self._provider.call(exchange.body, collect, session=exchange.session)
+        async def collect(new_reply: NewReply, answer: Answer) -> Reply:
+            note_provider_id(request, answer.request_id)
+            return await streaming.collect(new_reply, answer)
+
+        return json_response((await self._collect(exchange, collect)).body)
+
+    async def _collect(self, exchange: Exchange, collect: Callable[[NewReply, Answer], Awaitable[Reply]]) -> Reply:
+        return await self._provider.call(exchange.body, partial(collect, exchange.new_reply), session=exchange.session)
+
+    async def _open(self, request: Json, stream: bool, door: Door) -> Exchange:
+        """Begin an exchange, with what other workers have stored of what the request refers to."""
+        if self._fellows is None:
+            return door(request, stream)
+        lent: list[Stored] = []
+        for name in references(request):
+            index = self._fellows.maker(name)
+            if index is not None:
+                reply = await self._fellows.ask(index, "GET", f"/{self.name}/stored/{name}")
+                stored = orjson.loads(reply.body)
+                lent += [Stored.from_json(stored)] if stored is not None else []
+        with self._store.lending(lent):
+            return door(request, stream)
 
     def _through_responses(self, request: Json, stream: bool) -> Exchange:
         options = self.options
@@ -182,6 +240,7 @@ class ModelServer:
         keep = partial(self._store.keep, recalled) if store else None
 
         def new_writer() -> Writer:
+            new_id = self._new_id
             shell = envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=options.model, store=store)
             return ResponseWriter(shell, view, new_id=new_id, now=now_s, keep=keep)
 
@@ -192,7 +251,7 @@ class ModelServer:
         asked = (request.get("stream_options") or {}).get("include_usage") is True
 
         def new_writer() -> Writer:
-            shell = {"id": new_id("chatcmpl-"), "created": now_s(), "model": self.options.model}
+            shell = {"id": self._new_id("chatcmpl-"), "created": now_s(), "model": self.options.model}
             return CompletionWriter(shell, include_usage=asked)
 
         return self._exchange(request, body, Verbatim, new_writer)
@@ -203,7 +262,7 @@ class ModelServer:
         excludes = self.options.completion_excludes_reasoning
 
         def new_reply() -> Reply:
-            reader = ChatReader(new_id, completion_excludes_reasoning=excludes)
+            reader = ChatReader(self._new_id, completion_excludes_reasoning=excludes)
             return Reply(reader, self._splitter(body, unparsed), new_writer(), self._provider.provider.redact)
 
         session = request.get("prompt_cache_key")
@@ -218,7 +277,7 @@ class ModelServer:
             return Verbatim()
         form = body.get("response_format")
         return Tagged(
-            new_id,
+            self._new_id,
             implicit=options.opens_in_reasoning and not thinking_is_off(body),
             json=isinstance(form, dict) and form.get("type") in ("json_object", "json_schema"),
             unclosed=options.unclosed_reasoning,

@@ -82,10 +82,13 @@ class RemoteServer:
     ``fault``: what it is when the other side cannot be reached, or does not answer as it should.
     """
 
-    def __init__(self, base_url: str, fault: type[GymletError] = EnvironmentFault) -> None:
+    def __init__(
+        self, base_url: str, api_key: str | None = None, *, fault: type[GymletError] = EnvironmentFault
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         self._fault = fault
         self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -187,8 +190,8 @@ def _remote_error(response: aiohttp.ClientResponse, body: bytes) -> GymletError:
 class RemoteAgents:
     """The agents of a running server, for a collector."""
 
-    def __init__(self, url: str) -> None:
-        self._server = RemoteServer(url, fault=AgentError)
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self._server = RemoteServer(url, api_key, fault=AgentError)
 
     async def close(self) -> None:
         """Give the connections back."""

@@ -38,6 +38,11 @@ class Plugin:
     cls: Any
     options: Any
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another server serves it."""
+        return self.instance.type == "resources_servers" and self.options.base_url is not None
+
 
 def load(instances: Iterable[Instance], roots: Iterable[Path]) -> tuple[list[Plugin], list[Problem]]:
     """Every instance's plug-in, and every mistake in their configuration."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import orjson
@@ -13,6 +15,8 @@ from gymlet.wire.request import items_of
 
 MAX_BYTES = 64 * 1024 * 1024
 """What all of them may be together."""
+
+ITEM_REFERENCE = "item_reference"
 
 
 class Recalled(NamedTuple):
@@ -39,6 +43,17 @@ class Stored(NamedTuple):
         """What it takes."""
         return len(self.response) + sum(map(len, self.turns))
 
+    def to_json(self) -> Json:
+        """For another process."""
+        turns = [turn.decode() for turn in self.turns]
+        return {"response": self.response.decode(), "turns": turns, "item_ids": self.item_ids, "failed": self.failed}
+
+    @classmethod
+    def from_json(cls, payload: Json) -> Stored:
+        """As another process stored it."""
+        turns = tuple(turn.encode() for turn in payload["turns"])
+        return cls(payload["response"].encode(), turns, payload["item_ids"], payload["failed"])
+
 
 class ResponseStore:
     """The last ``max_responses`` responses. Owns them; nothing outlives the process."""
@@ -49,6 +64,7 @@ class ResponseStore:
         self._responses: OrderedDict[str, Stored] = OrderedDict()
         self._by_item: dict[str, str] = {}
         self._size_bytes = 0
+        self._lent: dict[str, Stored] = {}
 
     def takes(self, request: Json) -> bool:
         """Whether the response to this request will be stored: unless the client does not want it."""
@@ -73,6 +89,19 @@ class ResponseStore:
         while len(self._responses) > self._max_responses or self._size_bytes > self._max_bytes:
             self._drop(next(iter(self._responses)))
 
+    def find(self, name: str) -> Stored | None:
+        """The response of this id, or that has an item of this id."""
+        return self._responses.get(self._by_item.get(name, name))
+
+    @contextmanager
+    def lending(self, stored: Iterable[Stored]) -> Iterator[None]:
+        """Responses that others keep can be recalled too, for as long as this lasts."""
+        self._lent = {name: each for each in stored for name in (orjson.loads(each.response)["id"], *each.item_ids)}
+        try:
+            yield
+        finally:
+            self._lent = {}
+
     def get(self, response_id: str) -> bytes:
         """A stored response as JSON. Raises RequestError (404)."""
         return self._find(response_id).response
@@ -95,7 +124,7 @@ class ResponseStore:
             del self._by_item[item_id]
 
     def _turns(self, response_id: str) -> tuple[bytes, ...]:
-        stored = self._responses.get(response_id)
+        stored = self._responses.get(response_id) or self._lent.get(response_id)
         if stored is None:
             raise RequestError(
                 f"'previous_response_id': there is no stored response '{response_id}' (the last {self._max_responses} "
@@ -112,10 +141,22 @@ class ResponseStore:
 
     def _dereferenced(self, item: object) -> object:
         """The item that a reference names; a reference to nothing stays, and is refused when it is read."""
-        if not isinstance(item, dict) or item.get("type") != "item_reference":
+        if not isinstance(item, dict) or item.get("type") != ITEM_REFERENCE:
             return item
-        response_id = self._by_item.get(str(item.get("id")))
-        if response_id is None:
+        name = str(item.get("id"))
+        stored = self._responses[self._by_item[name]] if name in self._by_item else self._lent.get(name)
+        if stored is None:
             return item
-        turn = orjson.loads(self._responses[response_id].turns[-1])
-        return next(each for each in turn if each.get("id") == item["id"])
+        turn = orjson.loads(stored.turns[-1])
+        return next((each for each in turn if each.get("id") == name), item)
+
+
+def references(request: Json) -> list[str]:
+    """The ids of responses and items that an unchecked request refers to."""
+    items = request.get("input")
+    refs = [each for each in items if isinstance(each, dict)] if isinstance(items, list) else []
+    names = [
+        request.get("previous_response_id"),
+        *(each.get("id") for each in refs if each.get("type") == ITEM_REFERENCE),
+    ]
+    return [name for name in names if isinstance(name, str)]

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from aiohttp import web
 
+from gymlet.serve.request_ids import note_provider_id, request_id
 from gymlet.upstream.transport import Answer
 from gymlet.wire.errors import GymletError, ProviderError, StreamError
 from gymlet.wire.provider_errors import MAX_PAGE_CHARS, error_message
@@ -52,18 +53,30 @@ async def relay(request: web.Request, new_reply: NewReply, answer: Answer) -> we
     events = reply.open() + intake.now() + await intake.whole(PATIENCE_S)
     if isinstance(reply.error, ProviderError) and not reply.said:
         raise reply.error
+    note_provider_id(request, answer.request_id)
     response = web.StreamResponse(headers=_HEADERS)
-    await response.prepare(request)
     try:
-        last = await _copy(intake, reply, response, events)
+        await response.prepare(request)
+        await response.write_eof(await _last(request, intake, reply, response, events))
     except OSError:
-        return response  # the client has left
-    except Exception:
-        log.exception("unexpected error in a stream: %s", request.path)
-        last = reply.fail(GymletError("internal error; the server's log has the details"))
+        answer.outcome = "left"
+    else:
+        answer.outcome = "ok" if reply.error is None else "failed"
     answer.tokens = reply.tokens
-    await response.write_eof(last)
     return response
+
+
+async def _last(
+    request: web.Request, intake: Intake, reply: Reply, response: web.StreamResponse, events: bytes
+) -> bytes:
+    """Copy everything but the last events, which are returned, whatever ends the reply. Raises OSError only."""
+    try:
+        return await _copy(intake, reply, response, events)
+    except OSError:
+        raise
+    except Exception:
+        log.exception("unexpected error in a stream: %s (%s)", request.rel_url.raw_path, request_id(request))
+        return reply.fail(GymletError("internal error; the server's log has the details"))
 
 
 async def collect(new_reply: NewReply, answer: Answer) -> Reply:

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -49,20 +50,20 @@ class Upstream:
         self._transport = Transport(provider, options)
         self._attempts: set[_Attempt] = set()
         self._closing = asyncio.Event()
-        self._closed_by = ""
+        self._closed_by: StreamError | None = None
         self._last_failure = ""
 
     async def close(self) -> None:
         """Give the connections back."""
         await self._transport.close()
 
-    def interrupt(self, reason: str) -> None:
-        """End every call: those that wait, those under way, and those to come."""
-        self._closed_by = reason
+    def interrupt(self, error: StreamError) -> None:
+        """End every call with ``error``: those that wait, those under way, and those to come."""
+        self._closed_by = error
         self._closing.set()
         self.limiter.close()
         for attempt in tuple(self._attempts):
-            attempt.fail(_interrupted(reason))
+            attempt.fail(copy(error))
 
     async def call(self, body: Json, consume: Consume[T], *, session: str | None = None) -> T:
         """Send one chat request, and have ``consume`` read the answer.
@@ -115,13 +116,14 @@ class Upstream:
             permit.answered()
             attempt.note_first_byte()
             result = await consume(answer)
-            outcome = "failed" if answer.failed else "ok"
+            outcome = answer.outcome
         except ProviderError as error:
             self._classify(error)
             outcome, wait_s = _outcome(error), error.wait_s or 0.0
             raise
         else:
-            await answer.drain()
+            if outcome == "ok":
+                await answer.drain()
             return result
         finally:
             self._attempts.discard(attempt)
@@ -169,8 +171,8 @@ class Upstream:
 
     def _turned_away(self, call: _Call, answer: TurnedAway) -> ProviderError:
         options = self._options
-        if self._closed_by:
-            return _interrupted(self._closed_by)
+        if self._closed_by is not None:
+            return copy(self._closed_by)
         if call.last_error is not None:
             return call.told(call.last_error)
         match answer.refusal:
@@ -267,10 +269,6 @@ class _Attempt:
             return None
         self._answer.close()
         return self._answer.tokens
-
-
-def _interrupted(reason: str) -> StreamError:
-    return StreamError(reason, status=503, code="server_shutdown", failure_class="provider_unavailable")
 
 
 def _outcome(error: ProviderError) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ OUTCOMES: tuple[Outcome, ...] = ("ok", "rejected", "throttled", "unreachable", "
 MAX_FAILURES = 8
 """Calls in a row without an answer, after which an endpoint rests. With 3 of 10 failing by chance: once in 15,000."""
 
+SETTLED_S = 1.0
 FIRST_REST_S, MOST_REST_S = 1.0, 30.0
 
 
@@ -72,7 +74,10 @@ class Breaker:
 
 @dataclass(slots=True)
 class Grant:
-    """A call that may go out. ``lane`` is its place in the pool's list; the rest is the lane's own."""
+    """A call that may go out. ``lane`` is its place in the pool's list; the rest is the lane's own.
+
+    ``answered``: a good answer began; ``settled``: the limit has been told of it.
+    """
 
     lane: int
     at: float
@@ -81,6 +86,7 @@ class Grant:
     tokens: int
     spent: Spent | None = None
     answered: bool = False
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,7 @@ class Lane:
         self._tokens = Window(limits.tokens_per_minute) if limits.tokens_per_minute else None
         self._reply_tokens = 0.0
         self._paused_until = 0.0
+        self._unsettled: deque[Grant] = deque()
         self._counts: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
         self._sent = 0
 
@@ -126,14 +133,15 @@ class Lane:
 
     def has_room(self, tokens: int, now: float) -> bool:
         """Whether a call of so many tokens may go out now."""
+        self._settle(now)
         return (
             self.in_flight < self._limit.now and self._breaker.lets_through(now) and self._opens_at(tokens, now) <= now
         )
 
     def free_at(self, tokens: int, now: float) -> float | None:
-        """When time alone makes room; None where only the end of a call does."""
+        """When time alone may make room; None where only the end of a call does."""
         if self.in_flight >= self._limit.now:
-            return None
+            return self._unsettled[0].at + SETTLED_S if self._unsettled else None
         if not self._breaker.lets_through(now) and now >= (self._breaker.rests_until or 0.0):
             return None
         return max(self._opens_at(tokens, now), self._breaker.rests_until or 0.0)
@@ -146,19 +154,22 @@ class Lane:
             self._requests.spend(1, now)
         spent = None if self._tokens is None else self._tokens.spend(tokens + self._reply_tokens, now)
         saturated = self.in_flight >= self._limit.now
-        return Grant(self.index, now, saturated, self._breaker.sent(), tokens, spent)
+        grant = Grant(self.index, now, saturated, self._breaker.sent(), tokens, spent)
+        self._unsettled.append(grant)
+        return grant
 
     def answered(self, grant: Grant, now: float) -> None:
         """A good answer began."""
         grant.answered = True
         self._breaker.answered()
-        self._limit.accepted(saturated=grant.saturated, now=now)
+        self._accept(grant, now)
 
     def ended(
         self, grant: Grant, outcome: Outcome, now: float, *, wait_s: float = 0.0, tokens: int | None = None
     ) -> None:
         """The call is over. ``wait_s``: what the provider asks to wait; ``tokens``: what it counted, where it told."""
         self.in_flight -= 1
+        grant.settled = True
         self._counts[outcome] += 1
         self._paused_until = max(self._paused_until, now + wait_s)
         self._settle_tokens(grant, outcome, tokens, now)
@@ -196,6 +207,17 @@ class Lane:
         if self._tokens is not None:
             at = max(at, self._tokens.free_at(tokens + self._reply_tokens, now))
         return at
+
+    def _settle(self, now: float) -> None:
+        """A provider refuses at once: a call that it has kept for a while is taken, long before its answer begins."""
+        unsettled = self._unsettled
+        while unsettled and (unsettled[0].settled or unsettled[0].at + SETTLED_S <= now):
+            self._accept(unsettled.popleft(), now)
+
+    def _accept(self, grant: Grant, now: float) -> None:
+        if not grant.settled:
+            grant.settled = True
+            self._limit.accepted(saturated=grant.saturated, now=now)
 
     def _settle_tokens(self, grant: Grant, outcome: Outcome, tokens: int | None, now: float) -> None:
         """Put what was counted in place of what was guessed; a reply is guessed to be like the ones before."""

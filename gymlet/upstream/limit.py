@@ -1,9 +1,10 @@
 """How many calls at once, and how many a minute: found out, and kept to. Pure; the clock is passed in.
 
 The limit is found as TCP finds its window (Jacobson 1988; AIMD after Chiu and Jain 1989): it doubles with every round
-of good answers until the provider refuses one, is halved, and grows by a twentieth a round. Later refusals take off a
-tenth, or one, and the level at which they came is remembered: the limit goes back to just below it and looks beyond it
-only now and then, so that few calls are spent on finding out what is known.
+of good answers until the provider refuses one, is halved, and grows by a twentieth a round. Later refusals take off as
+much as is refused (what comes by chance takes off little, what comes of being one too many soon is enough), and the
+level at which they came is remembered: the limit goes back to just below it and looks beyond it only now and then, so
+that few calls are spent on finding out what is known.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from collections import deque
 from dataclasses import dataclass
 
 START = 16
-FIRST_CUT, CUT = 0.5, 0.9
+FIRST_CUT = 0.5
+LEAST_CUT, MOST_CUT = 0.03, 0.3
+MEMORY = 30
+"""Over how many calls, roughly, the share of the refused is taken."""
+
 STEP = 0.05
 """What a round of good answers adds, as a share of the limit; 1 at least."""
+
+OFTEN_S, SOME, MANY = 5.0, 0.01, 0.1
+"""Refusals that come so often, and are such a share of the calls, come by chance: at any level, and tell none."""
 
 NEAR = 0.97
 """How near to the level of the last refusal the limit goes by itself."""
@@ -24,7 +32,7 @@ PROBE_S = 10.0
 """Between two looks beyond that level."""
 
 PAUSE_S = 1.0
-"""How long nothing grows after a provider's own failure (5xx)."""
+"""How long nothing grows after a provider's own failure (5xx); then it may for as long, though more of them come."""
 
 MINUTE_S = 60.0
 
@@ -38,8 +46,11 @@ class AdaptiveLimit:
         self._limit = float(min(START, ceiling)) if adaptive else float(ceiling)
         self._double_below = math.inf
         self._knee = math.inf
+        self._knee_at = -math.inf
         self._cut_at = -math.inf
         self._still_until = -math.inf
+        self._refused = 0.0
+        self._refused_at = -math.inf
 
     @property
     def now(self) -> int:
@@ -48,10 +59,11 @@ class AdaptiveLimit:
 
     def accepted(self, *, saturated: bool, now: float) -> None:
         """A good answer began; ``saturated``: its call had been one of as many as were allowed."""
+        self._refused -= self._refused / MEMORY
         if not saturated or not self._adaptive or now < self._still_until:
             return
         target = self._ceiling
-        if now < self._cut_at + PROBE_S:
+        if now < self._knee_at + PROBE_S:
             target = min(target, max(1.0, self._knee * NEAR))
         if self._limit < target:
             doubling = self._limit < self._double_below
@@ -62,12 +74,17 @@ class AdaptiveLimit:
 
     def throttled(self, *, sent_at: float, now: float) -> None:
         """The provider refused a call as one too many; those sent before the last cut say nothing new."""
+        by_chance = now < self._refused_at + OFTEN_S and SOME < self._refused < MANY
+        self._refused_at = now
+        self._refused += (1 - self._refused) / MEMORY
         if not self._adaptive or sent_at < self._cut_at:
             return
-        first = self._double_below == math.inf
-        if not first:
-            self._knee = self._limit
-        self._cut(FIRST_CUT if first else CUT, now)
+        if self._double_below == math.inf:
+            self._cut(FIRST_CUT, now)
+        else:
+            if not by_chance:
+                self._knee, self._knee_at = self._limit, now
+            self._cut(min(MOST_CUT, max(LEAST_CUT, self._refused)), now, at_least_one=not by_chance)
         self._double_below = 0.0
 
     def unreachable(self, *, sent_at: float, now: float) -> None:
@@ -76,14 +93,16 @@ class AdaptiveLimit:
             return
         known = 0.0 if self._double_below == math.inf else self._double_below
         self._double_below = max(known, FIRST_CUT * self._limit)
-        self._cut(CUT, now)
+        self._cut(MOST_CUT, now)
 
     def faltered(self, *, now: float) -> None:
         """The provider failed by itself: no time to ask for more."""
-        self._still_until = now + PAUSE_S
+        if now >= self._still_until + PAUSE_S:
+            self._still_until = now + PAUSE_S
 
-    def _cut(self, share: float, now: float) -> None:
-        self._limit = max(1.0, min(self._limit * share, self._limit // 1 - 1))
+    def _cut(self, share: float, now: float, *, at_least_one: bool = True) -> None:
+        cut = self._limit * (1 - share)
+        self._limit = max(1.0, min(cut, self._limit // 1 - 1) if at_least_one else cut)
         self._cut_at = now
 
 

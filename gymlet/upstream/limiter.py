@@ -66,6 +66,7 @@ class LocalLimiter:
         self._pool = pool
         self._wakes: dict[int, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
         self._closed = False
 
     async def acquire(self, ask: Ask) -> Permit:
@@ -128,14 +129,15 @@ class LocalLimiter:
             raise
 
     def _set_timer(self, at: float | None) -> None:
+        if at == self._timer_at:
+            return
         if self._timer is not None:
-            if at is not None and self._timer.when() == at:
-                return
             self._timer.cancel()
         self._timer = None if at is None else asyncio.get_running_loop().call_at(at, self._on_timer)
+        self._timer_at = at
 
     def _on_timer(self) -> None:
-        self._timer = None
+        self._timer = self._timer_at = None
         self.settle()
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,14 @@ from gymlet.upstream.provider import Provider
 
 Json = dict[str, Any]
 MAX_LINE_BYTES = 1 << 20
+AGAIN_S = 0.1
+"""Between two tries to reach the hub."""
+
+log = logging.getLogger(__name__)
+
+
+class LostError(Exception):
+    """The hub went away before it answered."""
 
 
 class Writer(Protocol):
@@ -35,6 +44,14 @@ class Writer(Protocol):
     def write(self, data: bytes) -> None:
         """Send, now or soon."""
         ...
+
+    def close(self) -> None:
+        """Send nothing more."""
+        ...
+
+
+Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, Writer]]]
+"""Connects to the hub: answers are read, lines are written. Raises OSError."""
 
 
 class Account:
@@ -149,62 +166,92 @@ class Borrower:
 
 
 class HubLimiters:
-    """The limiters of another process. Owns the asks that wait for its answers; ``connect`` finds it on a socket."""
+    """The limiters of another process. Owns the connection to it, and dials again when it is lost.
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    A hub that comes back knows nothing of the permits that the one before it lent.
+    """
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+        self._writer: Writer | None = None
+        self._connected = asyncio.Event()
+        self._specs: dict[str, Json] = {}
         self._numbers = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Json]] = {}
-        self._lost = False
 
     @classmethod
     @asynccontextmanager
     async def connect(cls, path: Path) -> AsyncIterator[HubLimiters]:
         """Talk to the hub that listens on ``path``. Raises OSError where none does."""
-        reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
-        limiters = cls(writer)
-        listening = asyncio.create_task(limiters.listen(reader))
-        try:
+        async with cls(lambda: asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)).talking() as limiters:
             yield limiters
+
+    @asynccontextmanager
+    async def talking(self) -> AsyncIterator[HubLimiters]:
+        """Talk to the hub, wherever it is. Raises OSError where it does not answer."""
+        reader = await self._open()
+        listening = asyncio.create_task(self._keep(reader))
+        try:
+            yield self
         finally:
             listening.cancel()
-            writer.close()
+            self._lose()
 
     def of(self, provider: Provider, options: ModelOptions) -> Limiter:
         """The limiter for calls to ``provider``."""
         spec = PoolSpec.of(provider, options)
-        self.tell({"op": "open", "pool": spec.name, "spec": asdict(spec)})
+        self._specs[spec.name] = {"op": "open", "pool": spec.name, "spec": asdict(spec)}
+        self.tell(self._specs[spec.name])
         return HubLimiter(self, spec.name)
 
     def tell(self, message: Json) -> None:
         """Say something that needs no answer."""
-        if not self._lost:
+        if self._writer is not None:
             self._writer.write(orjson.dumps(message) + b"\n")
 
-    def ask(self, message: Json) -> tuple[int, asyncio.Future[Json]]:
-        """Say something; its number, and the answer to come. TurnedAway is the answer once the hub is gone."""
+    async def ask(self, message: Json) -> tuple[int, asyncio.Future[Json]]:
+        """Say something; its number, and the answer to come: LostError where the hub went away before it answered."""
+        await self._connected.wait()
         number = next(self._numbers)
-        reply = asyncio.get_running_loop().create_future()
-        if self._lost:
-            reply.set_exception(TurnedAway("closed"))
-        else:
-            self._replies[number] = reply
-            reply.add_done_callback(lambda _: self._replies.pop(number, None))
-            self.tell({**message, "id": number})
+        reply = self._replies[number] = asyncio.get_running_loop().create_future()
+        reply.add_done_callback(lambda _: self._replies.pop(number, None))
+        self.tell({**message, "id": number})
         return number, reply
 
-    async def listen(self, reader: asyncio.StreamReader) -> None:
-        """Read answers to their end; from then on all are turned away."""
+    async def _open(self) -> asyncio.StreamReader:
+        reader, self._writer = await self._dial()
+        for spec in self._specs.values():
+            self.tell(spec)
+        self._connected.set()
+        return reader
+
+    async def _keep(self, reader: asyncio.StreamReader) -> None:
+        """Listen, and connect again whenever the connection ends."""
+        while True:
+            await self._listen(reader)
+            log.warning("the hub that lends permits is gone; connecting again")
+            self._lose()
+            while not self._connected.is_set():
+                await asyncio.sleep(AGAIN_S)
+                with suppress(OSError):
+                    reader = await self._open()
+
+    def _lose(self) -> None:
+        self._connected.clear()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        for reply in tuple(self._replies.values()):
+            if not reply.done():
+                reply.set_exception(LostError())
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
         with suppress(ConnectionError):
             while line := await reader.readline():
                 message = orjson.loads(line)
                 reply = self._replies.get(message["id"])
                 if reply is not None and not reply.done():
                     reply.set_result(message)
-        self._lost = True
-        for reply in tuple(self._replies.values()):
-            if not reply.done():
-                reply.set_exception(TurnedAway("closed"))
 
 
 class HubLimiter:
@@ -218,24 +265,26 @@ class HubLimiter:
 
     async def acquire(self, ask: Ask) -> Permit:
         """Wait for a permit. Raises TurnedAway."""
-        if self._closed:
-            raise TurnedAway("closed")
-        number, reply = self._hub.ask({"op": "ask", "pool": self._pool, "ask": _write_ask(ask)})
-        self._waiting.add(reply)
-        try:
-            answer = await reply
-        except BaseException:
-            self.tell(number, "withdraw")
-            raise
-        finally:
-            self._waiting.discard(reply)
-        if "refusal" in answer:
-            raise TurnedAway(answer["refusal"])
-        return HubPermit(self, number, answer["lane"], answer["place"])
+        while not self._closed:
+            number, reply = await self._hub.ask({"op": "ask", "pool": self._pool, "ask": _write_ask(ask)})
+            self._waiting.add(reply)
+            try:
+                answer = await reply
+            except LostError:
+                continue
+            except BaseException:
+                self.tell(number, "withdraw")
+                raise
+            finally:
+                self._waiting.discard(reply)
+            if "refusal" in answer:
+                raise TurnedAway(answer["refusal"])
+            return HubPermit(self, number, answer["lane"], answer["place"])
+        raise TurnedAway("closed")
 
     async def to_json(self) -> Json:
         """What may be told of the pool."""
-        _, reply = self._hub.ask({"op": "show", "pool": self._pool})
+        _, reply = await self._hub.ask({"op": "show", "pool": self._pool})
         shown: Json = (await reply)["shown"]
         return shown
 

@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from gymlet.config.schema import ModelOptions
+from gymlet.upstream.lane import Outcome
 from gymlet.upstream.provider import Endpoint, Provider
 from gymlet.upstream.waits import asked_wait_s
 from gymlet.wire.errors import GymletError, ProviderError, StreamError
@@ -36,6 +37,8 @@ IDLE_CONNECTION_S = 15.0
 DNS_CACHE_S = 300
 MAX_STALE = 3
 """Kept-alive connections that turn out to be closed, in a row, before that counts as a failure."""
+
+REQUEST_ID = "x-request-id"
 
 BROKEN = (aiohttp.ClientError, HttpProcessingError, OSError)
 _WORDLESS = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
@@ -75,16 +78,18 @@ class _Connector(aiohttp.TCPConnector):
 class Answer:
     """A provider's reply with a good status, its body not yet read.
 
-    ``failed``: it broke off, or was ended from here. ``tokens``: what the provider counted, once its reader knows.
+    ``request_id``: what the provider calls the request. Its reader says how it ended (``outcome``), and the ``tokens``
+    that the provider counted.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, options: ModelOptions) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, options: ModelOptions, request_id: str | None) -> None:
+        self.request_id = request_id
         self._response = response
         self._content = response.content
         self._options = options
         self._first = b""
         self._begun = False
-        self.failed = False
+        self.outcome: Outcome = "ok"
         self.tokens: int | None = None
 
     @property
@@ -101,11 +106,6 @@ class Answer:
     def at_end(self) -> bool:
         """Whether nothing is left to read."""
         return not self._first and self._content.at_eof()
-
-    @property
-    def request_id(self) -> str | None:
-        """The provider's own id of the request."""
-        return self._response.headers.get("x-request-id")
 
     async def begin(self, patience_s: float) -> None:
         """Wait for the first byte; the time over, it will come later. Raises StreamError, as ``read_some`` does."""
@@ -149,7 +149,6 @@ class Answer:
 
     def fail(self, error: StreamError) -> None:
         """End it: whoever reads, or will read, gets the error."""
-        self.failed = True
         self._content.set_exception(error)
 
     def close(self) -> None:
@@ -174,7 +173,6 @@ class Answer:
             connection.protocol.start_timeout()
 
     def _broken(self, error: BaseException) -> StreamError:
-        self.failed = True
         if isinstance(error, TimeoutError):
             name, seconds = "idle_timeout_s", self._options.idle_timeout_s
             if not self._begun:
@@ -212,7 +210,8 @@ class Transport:
         """The answer to one request. Raises ProviderError if the provider cannot be reached or refuses it."""
         response = await self._post(lane, body)
         if response.status < 300:
-            return Answer(response, self._options)
+            request_id = response.headers.get(REQUEST_ID)
+            return Answer(response, self._options, None if request_id is None else self._provider.redact(request_id))
         try:
             raise await self._refusal(lane, response)
         finally:
@@ -278,7 +277,7 @@ class Transport:
             body,
             retry_after=response.headers.get("Retry-After"),
             wait_s=asked_wait_s(response.headers, body, now_s=time.time()),
-            request_id=response.headers.get("x-request-id"),
+            request_id=response.headers.get(REQUEST_ID),
         )
         error.hide(self._provider.redact)
         log.info("provider refused: status=%d class=%s", response.status, error.failure_class)

@@ -43,6 +43,7 @@ class LocalModel(ModelServer):
     """llama.cpp in a process of its own; to the rest, a provider like any other."""
 
     Options: ClassVar[type[ModelOptions]] = LocalModelOptions
+    single: ClassVar[bool] = True
     options: LocalModelOptions
     _engine: Engine | None = None
 

@@ -209,6 +209,30 @@ async def test_a_mistake_is_told_without_a_traceback(cli, words, expected):
     assert "Traceback" not in err + out
 
 
+async def test_a_collector_with_the_wrong_key_is_told(cli, free_port, tmp_path):
+    env = (tmp_path / "env.yaml").read_text()
+    (tmp_path / "env.yaml").write_text(env + "head_server: {api_key: [key-of-ada, key-of-bob]}\n")
+    await run_server(cli, free_port)
+    arguments = (
+        "+agent_name=mcqa_simple_agent",
+        "+input_jsonl_fpath=resources_servers/mcqa/data/example.jsonl",
+        "+output_jsonl_fpath=out.jsonl",
+        "+limit=2",
+        f"+head_server.port={free_port}",
+    )
+    code, _, err = await finish(await cli("ng_collect_rollouts", *arguments))
+    assert code == 0, err
+    code, _, err = await finish(await cli("ng_collect_rollouts", *arguments, "head_server.api_key=another"))
+    assert code == 2
+    assert f"the server at 127.0.0.1:{free_port} does not let us in: the key is not one of this server's" in err
+
+
+async def test_a_server_is_not_opened_to_others_by_accident(cli):
+    code, _, err = await finish(await cli("ng_run", f"+config_paths=[{CONFIGS}]", "head_server.host=::"))
+    assert code == 2
+    assert "head_server.api_key: is required to listen on ::" in err
+
+
 async def test_a_port_in_use_is_told(cli, provider):
     port = provider.url.rpartition(":")[2]
     code, _, err = await finish(await cli("ng_run", f"+config_paths=[{CONFIGS}]", f"+head_server.port={port}"))

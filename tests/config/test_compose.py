@@ -138,6 +138,7 @@ MISTAKES = {
     "an unknown key on the command line": ({}, ["head_server.prot=1"], ["head_server.prot: there is no such key; did you mean 'head_server.port'? (to add a new one, write +head_server.prot=…)"]),
     "a command line that cannot be read": ({}, ["+config_paths=[a.yaml"], ["'+config_paths=[a.yaml' cannot be read", "quote the whole argument"]),
     "words that are no override": ({}, ["together"], ["'together' cannot be read"]),
+    "a key that is a number": ({}, ["head_server.api_key=7"], ["head_server.api_key: Expected `str | array | null`, got `int`"]),
     "a port that is none": ({}, ["head_server.port=99999"], ["head_server.port: Expected `int` <= 65535"]),
 }  # fmt: skip
 
@@ -185,8 +186,9 @@ def test_agents_inherit_the_defaults_of_the_top_level(composed):
     assert "skip_verification" not in options["policy_model"]
 
 
-def test_a_key_on_the_command_line_is_warned_of_and_not_repeated(composed):
-    notes = composed({}, "+policy_api_key=sk-123456").notes
+@pytest.mark.parametrize("override", ["+policy_api_key=sk-123456", "head_server.api_key=[sk-123456,sk-2]"])
+def test_a_key_on_the_command_line_is_warned_of_and_not_repeated(composed, override):
+    notes = composed({}, override).notes
     assert "others on this machine can see it" in notes[0]
     assert "123456" not in notes[0]
 
@@ -197,6 +199,23 @@ def test_extra_roots_come_first(composed, tmp_path, monkeypatch):
     (root / "one.yaml").write_text("a: root\n")
     monkeypatch.setenv("NEMO_GYM_EXTRA_ROOTS", str(root))
     assert composed({"one.yaml": "a: cwd\n"}, "+config_paths=[one.yaml]").tree["a"] == "root"
+
+
+def test_keys_in_lists_and_headers_are_hidden():
+    tree = {
+        "api_key": ["sk-123456", {"key": "sk-abcdef", "weight": 2}, ["sk-nested"]],
+        "head_server": {"api_key": ["short"]},
+        "headers": {"Authorization": "Bearer 987654", "Cookie": "a=1", "Accept": "x"},
+        "copy": "sk-123456 sk-abcdef sk-nested Bearer 987654",
+        "key_unset": "???",
+    }
+    assert hide_secrets(tree) == {
+        "api_key": ["****", {"key": "****", "weight": 2}, ["****"]],
+        "head_server": {"api_key": ["****"]},
+        "headers": {"Authorization": "****", "Cookie": "****", "Accept": "x"},
+        "copy": "**** **** **** ****",
+        "key_unset": "???",
+    }
 
 
 def test_secrets_are_hidden_wherever_they_turn_up():

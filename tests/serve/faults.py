@@ -14,7 +14,7 @@ ALL = 3
 """The first attempt and two retries."""
 
 RETRIES = {"max_retries": ALL - 1, "retry_base_s": 0.01}
-IMPATIENT = {"first_byte_timeout_s": 0.5, "idle_timeout_s": 0.5, "total_timeout_s": 1.5}
+IMPATIENT = {"first_byte_timeout_s": 1.0, "idle_timeout_s": 1.0, "total_timeout_s": 2.5}
 
 
 class Expected(NamedTuple):

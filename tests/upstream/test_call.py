@@ -14,6 +14,7 @@ from gymlet.config.problems import ConfigError
 from gymlet.config.schema import ProviderOptions, bind
 from gymlet.upstream.provider import Endpoint, Provider
 from gymlet.upstream.watch import CALLS, CallLog
+from gymlet.wire.errors import StreamError
 
 OPTIONS = "++policy_model.responses_api_models.inference_provider."
 WHOLE = orjson.dumps({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]})
@@ -336,7 +337,7 @@ async def test_an_interrupt_ends_calls_wherever_they_are(serve, gymlet):
     ]
     tasks = [asyncio.create_task(server.post("/v1/responses", body)) for body in bodies]
     await asyncio.sleep(0.5)
-    server.gym.models["policy_model"].interrupt("the server is shutting down")
+    server.gym.models["policy_model"].interrupt(StreamError("the server is shutting down", status=503))
     async with asyncio.timeout(3):
         answers = await asyncio.gather(*tasks)
     assert [status for status, _, _ in answers] == [503, 200, 503, 503]

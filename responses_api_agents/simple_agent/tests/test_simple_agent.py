@@ -65,7 +65,9 @@ async def test_it_runs_tools_until_the_model_answers(weather, provider):
     assert kinds == ["function_call", "function_call_output", "message"]
     assert orjson.loads(reply["response"]["output"][1]["output"]) == {"city": "Paris", "sky": "grey"}
     assert reply["response"]["usage"]["total_tokens"] == 24, "usage is summed"
-    assert set(reply["_ng_timings"]) == {"model_s", "tools_s", "verify_s"}
+    assert set(reply["_ng_timings"]) == {"queued_s", "model_s", "ttft_s", "tools_s", "verify_s"}
+    assert 0 < reply["_ng_timings"]["ttft_s"] <= reply["_ng_timings"]["model_s"]
+    assert reply["_ng_retries"] == 0
     roles = [message["role"] for message in provider.requests[-1]["messages"]]
     assert roles == ["user", "assistant", "tool"]
 
