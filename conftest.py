@@ -23,6 +23,9 @@ from scripts.scripted_provider import make_app as make_provider
 ROOT = Path(__file__).resolve().parent
 MCQA = "resources_servers/mcqa/configs/mcqa.yaml"
 PROVIDER = "responses_api_models/inference_provider/configs/inference_provider.yaml"
+NO_RETRIES = "++policy_model.responses_api_models.inference_provider.max_retries=0"
+"""What a provider does is told at once; tests of retries turn them on."""
+
 KEY = "sk-very-secret-0123456789"
 
 
@@ -115,7 +118,8 @@ async def gymlet(serve, tmp_path):
         (tmp_path / "env.yaml").write_text(
             f"policy_api_key: {KEY}\npolicy_model_name: {model}\npolicy_base_url: {provider_url}/v1\n"
         )
-        composition = compose("ng_run", [f"+config_paths=[{','.join(configs)}]", *overrides], cwd=tmp_path)
+        once = [NO_RETRIES] if any("inference_provider" in name for name in configs) else []
+        composition = compose("ng_run", [f"+config_paths=[{','.join(configs)}]", *once, *overrides], cwd=tmp_path)
         plugins, problems = load(composition.instances, [tmp_path, ROOT])
         assert not problems
         running = Gym(plugins).running()

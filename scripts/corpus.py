@@ -46,6 +46,7 @@ INSTANCE = """
       api_key: sk-corpus-of-recorded-replies
       model: corpus
       uses_reasoning_parser: true
+      max_retries: 0
       starts_in_reasoning: {patterns}
 """
 MINTED = re.compile(rb'"(?:resp|msg|fc|rs|call)_[0-9a-f]{32}"')

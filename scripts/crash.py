@@ -40,7 +40,7 @@ CONFIGS = (
 )
 PARALLEL = 16
 REPEATS = 2
-TASKS_A_KILL = 80
+TASKS_A_KILL = 150
 """So many tasks for each kill that they last: some 270 rollouts are run in a second."""
 
 LIVES_S = 0.8

@@ -6,10 +6,10 @@ import asyncio
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from inspect import isawaitable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +17,10 @@ from rich.console import Console
 
 from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
 from gymlet.cli.ng_run import build_gym
-from gymlet.cli.progress import shown
+from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
 from gymlet.config.compose import Composition, compose, read_mapping
+from gymlet.config.instances import find_instances
 from gymlet.config.paths import find_file, missing_file
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions, bind
@@ -31,6 +32,7 @@ from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.tasks import Expansion
 from gymlet.serve.launch import unknown_agent
 from gymlet.serve.peers import RemoteAgents
+from gymlet.wire.errors import GymletError
 
 USAGE = """
 ng_collect_rollouts +agent_name=NAME +input_jsonl_fpath=ROWS.jsonl +output_jsonl_fpath=OUT.jsonl [+key=value …]
@@ -63,6 +65,10 @@ class Agents(Protocol):
         """The agents there are."""
         ...
 
+    async def limits(self) -> dict[str, dict[str, Any]]:
+        """The state of each model's endpoints, by the instance's name."""
+        ...
+
 
 def main() -> None:
     """Entry point."""
@@ -87,7 +93,7 @@ def _options(composition: Composition) -> CollectOptions:
     return options
 
 
-def _job(composition: Composition, options: CollectOptions) -> Job:
+def _job(config: dict[str, Any], options: CollectOptions) -> Job:
     prompt = read_mapping(options.prompt_config, "prompt_config") if options.prompt_config else None
     if prompt is not None and not prompt.get("user"):
         raise ConfigError([Problem("needs a 'user' template", key="prompt_config", source=options.prompt_config)])
@@ -103,7 +109,7 @@ def _job(composition: Composition, options: CollectOptions) -> Job:
             overrides=options.responses_create_params,
             prompt=prompt,
         ),
-        config={each.name: {each.implementation: hide_secrets(each.options)} for each in composition.instances},
+        config=config,
         resume=options.resume_from_cache,
         overwrite=options.overwrite,
         force_resume=options.force_resume,
@@ -118,13 +124,20 @@ def _input_path(name: str) -> Path:
 
 
 async def _collect(composition: Composition, options: CollectOptions) -> int:
-    job = _job(composition, options)
     async with _agents(composition) as agents:
+        job = _job(await _configuration(composition, agents), options)
         with _interruptible(), Run(job) as run:
             for message in run.notes:
                 note(message)
             specs = await _specs(agents, run)
             return await _collect_and_score(run, agents, specs, options)
+
+
+async def _configuration(composition: Composition, agents: Agents) -> dict[str, Any]:
+    """What serves the run, here or over there, without its secrets: instance -> implementation -> options."""
+    tree = await agents.configuration() if isinstance(agents, RemoteAgents) else hide_secrets(composition.tree)
+    instances, _, _ = find_instances(tree, lambda _path: None)
+    return {each.name: {each.implementation: each.options} for each in instances}
 
 
 @contextmanager
@@ -215,11 +228,13 @@ def _executor(run: Run, agents: Agents, options: CollectOptions) -> Executor:
     return LocalExecutor(agents.run_agent, parallel=parallel, timeout_s=options.rollout_timeout_s)
 
 
-async def _limits(agents: Agents) -> dict[str, int] | None:
-    """What the models' limiters say, where they say anything."""
-    limits = getattr(agents, "limits", None)
-    said = limits() if limits is not None else None
-    return await said if isawaitable(said) else said
+async def _limits(agents: Agents) -> Counter[str]:
+    """The state of all models' endpoints, added up."""
+    total: Counter[str] = Counter()
+    with suppress(GymletError):  # a server that is gone: each rollout says so
+        for state in (await agents.limits()).values():
+            total.update({name: state.get(name, 0) for name in LIMITS})
+    return total
 
 
 def _conclude(run: Run, *, interrupted: bool, allow_incomplete: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,8 +17,10 @@ from gymlet.rollout.pace import Pace
 FRAME_S = 0.25
 LINE_S = 10.0
 
-Limits = Callable[[], Awaitable[dict[str, int] | None]]
-"""What the models' limiters say: limit, in_flight, queued, retries, throttled."""
+LIMITS = ("limit", "in_flight", "queued", "retries", "throttled")
+"""What is asked of the models' limiters."""
+
+Limits = Callable[[], Awaitable[Counter[str]]]
 
 
 class Progress:
@@ -43,11 +46,11 @@ class Progress:
         return ", ".join(word for word in words if word)
 
 
-def _connections(limits: dict[str, int] | None) -> str:
-    if not limits:
+def _connections(limits: Counter[str]) -> str:
+    if not limits["limit"]:
         return ""
-    words = [f"connections {limits.get('in_flight', 0)} of {limits.get('limit', 0)}"]
-    words += [f"{limits[name]} {name}" for name in ("queued", "retries", "throttled") if limits.get(name)]
+    words = [f"connections {limits['in_flight']} of {limits['limit']}"]
+    words += [f"{limits[name]} {name}" for name in ("queued", "retries", "throttled") if limits[name]]
     return ", ".join(words)
 
 

@@ -6,8 +6,9 @@ A plug-in subclasses the options of its kind and adds its own keys; ``bind`` mak
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +25,9 @@ INSTANCE_TYPES: tuple[InstanceType, ...] = ("responses_api_models", "resources_s
 Url = Annotated[str, "url"]
 Secret = Annotated[str, "secret"]
 """Goes into an HTTP header; white space around it is not part of it."""
+
+Headers = Annotated[dict[str, str], "headers"]
+"""Sent with every request."""
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
@@ -73,18 +77,69 @@ class ServerRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions(Profile):
-    """What every model server understands: its dialect (see wire.profile), and how much it takes and keeps."""
+    """What every model server understands: its dialect (see wire.profile), how much it takes, how long it waits.
+
+    Limits are of each endpoint with its key; docs/reliability.md says what each key does. Times are in seconds.
+    """
 
     num_concurrent_requests: PositiveInt = 1000
+    adaptive_concurrency: bool = True
+    requests_per_minute: PositiveInt | None = None
+    tokens_per_minute: PositiveInt | None = None
+    max_queued_requests: NonNegativeInt = 65_536
+    queue_timeout_s: PositiveFloat = 3600.0
+    max_retries: NonNegativeInt = 10
+    retry_base_s: PositiveFloat = 0.5
+    retry_max_s: PositiveFloat = 60.0
+    max_retry_s: PositiveFloat = 900.0
+    max_retry_after_s: PositiveFloat = 300.0
+    connect_timeout_s: PositiveFloat = 30.0
+    first_byte_timeout_s: PositiveFloat = 600.0
+    idle_timeout_s: PositiveFloat = 300.0
+    total_timeout_s: PositiveFloat = 3600.0
     max_stored_responses: NonNegativeInt = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderOptions(ModelOptions):
-    """A hosted provider that speaks OpenAI's chat completions."""
+    """A hosted provider that speaks OpenAI's chat completions; several endpoints or keys are lists of one length."""
 
-    base_url: Url
-    api_key: Secret = field(repr=False)
+    base_url: Url | list[Url]
+    api_key: Secret | list[Secret] = field(repr=False)
+    weights: list[PositiveFloat] | None = None
+    headers: Headers = field(default_factory=dict, repr=False)
+    proxy: Url | None = None
+    proxy_user: str | None = None
+    proxy_password: Secret | None = field(default=None, repr=False)
+    ca_bundle: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for lists of different lengths."""
+        given = {"base_url": self.base_url, "api_key": self.api_key, "weights": self.weights}
+        lists = {key: value for key, value in given.items() if isinstance(value, list)}
+        if any(not value for value in lists.values()):
+            raise ValueError(f"{' and '.join(lists)}: an empty list names no endpoint")
+        if len({len(value) for value in lists.values()}) > 1:
+            told = ", ".join(f"{key} has {len(value)}" for key, value in lists.items())
+            raise ValueError(f"lists must have one entry for each endpoint: {told}")
+
+    @property
+    def base_urls(self) -> list[str]:
+        """Where the endpoints are, as many as there are."""
+        return _repeated(self.base_url, self._count)
+
+    @property
+    def api_keys(self) -> list[str]:
+        """The key of each endpoint."""
+        return _repeated(self.api_key, self._count)
+
+    @property
+    def _count(self) -> int:
+        return max(len(value) if isinstance(value, list) else 1 for value in (self.base_url, self.api_key))
+
+
+def _repeated(given: str | list[str], count: int) -> list[str]:
+    return list(given) if isinstance(given, list) else [given] * count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,15 +209,21 @@ def bind(
                 problems.append(Problem(message, key=f"{where}.{name}", source=sources.get(name)))
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             problems.append(Problem("is required", key=f"{where}.{name}", source=next(iter(sources.values()), None)))
-    return (None if problems else cls(**values)), problems
+    if problems:
+        return None, problems
+    try:
+        return cls(**values), []
+    except ValueError as error:
+        return None, [Problem(str(error), key=where, source=next(iter(sources.values()), None))]
 
 
-def _convert(value: object, hint: Any) -> object:
+def _convert(value: object, hint: Any) -> Any:
     converted = msgspec.convert(value, hint)  # a ValidationError is a ValueError
-    if converted is not None and _is(Url, hint):
-        _check_url(str(converted))
-    if converted is not None and _is(Secret, hint):
-        return _header_value(str(converted))
+    if converted is None:
+        return None
+    for kind, check in _CHECKS.items():
+        if _mentions(kind, hint):
+            return [check(each) for each in converted] if isinstance(converted, list) else check(converted)
     return converted
 
 
@@ -172,20 +233,41 @@ def _choices(value: object, hint: Any) -> str:
     return f"; {near_miss(str(value), choices)}" if choices else ""
 
 
-def _check_url(url: str) -> None:
+def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.username or parts.password:
         raise ValueError("must not hold a user or a password; put the key into api_key")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"'{url}' is no URL; it must begin with http:// or https:// and name a host")
+    return url
 
 
-def _header_value(secret: str) -> str:
-    stripped = secret.strip()
+def _header_value(value: str) -> str:
+    stripped = value.strip()
     if not (stripped.isascii() and stripped.isprintable()) and stripped:
         raise ValueError("has characters that no HTTP header may have, such as a line break in its middle")
     return stripped
 
 
-def _is(kind: Any, hint: Any) -> bool:
-    return hint == kind or kind in typing.get_args(hint)
+def _checked_headers(headers: dict[str, str]) -> dict[str, str]:
+    for name in headers:
+        if name.lower() in _OWN_HEADERS:
+            raise ValueError(f"'{name}' is not to be set: the request's own framing, or the api_key, decides it")
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"'{name}' is no name of an HTTP header")
+    return {name: _header_value(value) for name, value in headers.items()}
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OWN_HEADERS = frozenset(
+    {
+        "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "keep-alive",
+        "upgrade", "te", "trailer", "expect", "proxy-authorization", "accept-encoding", "authorization",
+    }
+)  # fmt: skip
+
+_CHECKS: dict[Any, Callable[[Any], Any]] = {Url: _checked_url, Secret: _header_value, Headers: _checked_headers}
+
+
+def _mentions(kind: Any, hint: Any) -> bool:
+    return hint == kind or any(_mentions(kind, inner) for inner in typing.get_args(hint))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,6 @@ class Run:
         self.max_attempts = max_attempts()
         self._records = Records(job.files, self.max_attempts)
         self._tally = Tally()
-        self._broken: StorageError | None = None
         self.ended = 0
         """Rollouts that ended since the run began, well or not."""
 
@@ -131,9 +131,7 @@ class Run:
                 for task in (work, stopped):
                     task.cancel()
                 await asyncio.wait({work, stopped})
-            self._flush()
-            if self._broken is not None:
-                raise self._broken
+            self._records.flush()
             if not work.cancelled():
                 work.result()
 
@@ -172,8 +170,8 @@ class Run:
 
     async def _take_leases(self, executor: Executor, node: Node, todo: Todo) -> None:
         while lease := await todo.take(node.tasks):
-            if self._broken is not None:
-                raise self._broken
+            if self._records.broken is not None:
+                raise self._records.broken
             out = {task.key: task for task in lease}
             try:
                 async for batch in executor.submit(node, lease):
@@ -205,10 +203,8 @@ class Run:
         todo.settle()
 
     def _flush(self) -> None:
-        try:
+        with suppress(StorageError):  # whoever takes the next task raises it
             self._records.flush()
-        except StorageError as error:
-            self._broken = error
 
     def _prepare(self) -> None:
         job, files = self.job, self.job.files

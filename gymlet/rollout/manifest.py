@@ -6,21 +6,24 @@ import datetime
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from gymlet import __version__
+from gymlet.config.schema import ModelOptions
 from gymlet.wire.errors import RequestError
+from gymlet.wire.profile import Profile
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1
 COMPARED = ("schema_version", "input", "expansion", "config")
 """The parts that must be the same for a run to be gone on with."""
 
-UNCOMPARED = frozenset({"num_concurrent_requests", "max_stored_responses", "num_workers"})
-"""Options that change how fast a run is, and nothing that it collects."""
+UNCOMPARED = ({each.name for each in fields(ModelOptions)} - {each.name for each in fields(Profile)}) | {"num_workers"}
+"""Options that say how many calls are made at once, how long they are waited for, how often tried: not what is asked."""
 
 MAX_SHOWN_CHARS = 80
 

@@ -41,6 +41,9 @@ class Records:
         self.given_up = 0
         """Those among them that are not run again: they failed for good, or too often."""
 
+        self.broken: StorageError | None = None
+        """Why nothing can be written any more."""
+
         self.notes: list[str] = []
         self._appenders: tuple[Appender, ...] = ()
         self._syncer: Syncer | None = None
@@ -51,7 +54,7 @@ class Records:
 
     def __exit__(self, *_exc: object) -> None:
         try:
-            if self._syncer is not None and self._syncer.error is None:
+            if self._syncer is not None and self.broken is None:
                 self.flush()
         finally:
             self._close()
@@ -84,12 +87,12 @@ class Records:
 
     def append(self, key: Key, line: bytes) -> bool:
         """Keep one row for the next ``flush``; False if its key is there already."""
-        if key in self.done:
+        if not self.done.add(*key):
             return False
         self._rows.waiting.append(line)
-        self.failed -= self.attempts[key] > 0
-        self.given_up -= self.is_over(key)
-        self.done.add(*key)
+        if self.attempts[key]:
+            self.failed -= 1
+            self.given_up -= self._is_given_up(key)
         return True
 
     def append_failure(self, key: Key, line: bytes, *, terminal: bool) -> None:
@@ -103,16 +106,29 @@ class Records:
         return bool(self._rows.waiting or self._failures.waiting)
 
     def flush(self) -> None:
-        """Commit what was appended: write it whole, and have it synced soon. Raises StorageError."""
+        """Commit what was appended: write it whole, and have it synced soon.
+
+        Raises StorageError, and from then on always: nothing is written behind what was lost.
+        """
         assert self._syncer is not None, "open() comes first"  # noqa: S101
-        for appender in self._appenders:
-            if self._syncer.error is not None:
-                raise appender.cannot_write(self._syncer.error)
-            self._syncer.wrote(appender.flush())
+        if self.broken is None:
+            try:
+                for appender in self._appenders:
+                    if self._syncer.error is not None:
+                        raise appender.cannot_write(self._syncer.error)
+                    self._syncer.wrote(appender.flush())
+            except StorageError as error:
+                self.broken = error
+        if self.broken is not None:
+            raise self.broken
 
     def is_over(self, key: Key) -> bool:
         """Whether a rollout is not to be run: done, failed for good, or tried too often."""
-        return key in self.done or key in self._terminal or self.attempts[key] >= self._max_attempts
+        return key in self.done or self._is_given_up(key)
+
+    def _is_given_up(self, key: Key) -> bool:
+        times = self.attempts[key]
+        return times >= self._max_attempts or (times > 0 and key in self._terminal)
 
     def _count_failure(self, key: Key, *, terminal: bool) -> None:
         was_over = self.is_over(key)
@@ -152,8 +168,9 @@ class Appender:
             while written < len(block):  # a full disk takes a part, and refuses the rest
                 written += self._file.write(block[written:])
         except OSError as error:
-            whole = block.rfind(b"\n", 0, os.fstat(self.descriptor).st_size - self._size) + 1
-            self._file.truncate(self._size + whole)
+            written = os.fstat(self.descriptor).st_size - self._size
+            self._size += block.rfind(b"\n", 0, written) + 1
+            self._file.truncate(self._size)
             raise self.cannot_write(error) from error
         self._size += len(block)
 

@@ -19,6 +19,7 @@ from gymlet.serve.failures import failures, json_response
 from gymlet.serve.model import ModelServer
 from gymlet.serve.peers import EnvironmentPeer, LocalEnvironment, RemoteEnvironment, RemoteServer
 from gymlet.serve.plugins import Plugin
+from gymlet.upstream.limiters import Limiters, LocalLimiters
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import RequestError
 
@@ -31,8 +32,9 @@ POLICY_MODEL = "policy_model"
 class Gym:
     """All instances of one configuration, wired to each other. Owns their lives."""
 
-    def __init__(self, plugins: Sequence[Plugin]) -> None:
+    def __init__(self, plugins: Sequence[Plugin], limiters: Limiters | None = None) -> None:
         self.plugins = tuple(plugins)
+        self._limiters = limiters or LocalLimiters()
         self.models: dict[str, ModelServer] = {}
         self.environments: dict[str, Environment] = {}
         self.agents: dict[str, Agent] = {}
@@ -59,6 +61,10 @@ class Gym:
         """What the agent's environment scores."""
         return await self._agent(name).metrics_spec()
 
+    async def limits(self) -> dict[str, Json]:
+        """The state of each model's endpoints, by the instance's name."""
+        return {name: await model.limits() for name, model in self.models.items()}
+
     async def agent_names(self) -> list[str]:
         """The agents there are."""
         return sorted(self.agents)
@@ -78,7 +84,8 @@ class Gym:
         for plugin in self.plugins:
             by_type.setdefault(plugin.instance.type, []).append(plugin)
         for plugin in by_type.get("responses_api_models", ()):
-            self.models[plugin.instance.name] = plugin.cls(plugin.instance.name, plugin.options)
+            model = self.models[plugin.instance.name] = plugin.cls(plugin.instance.name, plugin.options)
+            model.limiters = self._limiters
         for plugin in by_type.get("resources_servers", ()):
             self._add_environment(plugin)
         for plugin in by_type.get("responses_api_agents", ()):

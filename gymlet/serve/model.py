@@ -15,7 +15,10 @@ from gymlet.config.schema import ModelOptions
 from gymlet.serve import streaming
 from gymlet.serve.failures import json_response
 from gymlet.serve.store import ResponseStore
-from gymlet.serve.upstream import Provider, Upstream
+from gymlet.serve.streaming import NewReply
+from gymlet.upstream.call import Upstream
+from gymlet.upstream.limiters import Limiters, LocalLimiters
+from gymlet.upstream.provider import Provider
 from gymlet.wire.chat import ChatReader
 from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.completions import CompletionWriter
@@ -36,10 +39,14 @@ ENCRYPTED = "reasoning.encrypted_content"
 
 
 class Exchange(NamedTuple):
-    """What to send to the provider, and what will read its reply."""
+    """What to send to the provider, and what will read its answer, once for each attempt.
+
+    ``session``: the client asks that calls with the same one go to the same endpoint.
+    """
 
     body: Json
-    reply: Reply
+    new_reply: NewReply
+    session: str | None
 
 
 Door = Callable[[Json, bool], Exchange]
@@ -68,6 +75,7 @@ class ModelServer:
         self.options = options
         self._seal = Seal(f"{self.origin}/{options.model}")
         self._store = ResponseStore(options.max_stored_responses)
+        self.limiters: Limiters = LocalLimiters()
         self._upstream: Upstream | None = None
 
     @property
@@ -84,7 +92,8 @@ class ModelServer:
 
     async def start(self) -> None:
         """Get ready to call the provider."""
-        self._upstream = Upstream(await self.open_provider())
+        provider = await self.open_provider()
+        self._upstream = Upstream(provider, self.options, self.limiters.of(provider, self.options))
 
     async def stop(self) -> None:
         """Close the connections and the provider."""
@@ -100,14 +109,21 @@ class ModelServer:
             web.delete("/v1/responses/{response_id}", self._delete_response),
             web.post("/v1/chat/completions", self._completions),
             web.get("/v1/models", self._models),
+            web.get("/limits", self._limits),
         ]
+
+    def interrupt(self, reason: str) -> None:
+        """End every call of the provider, and those to come: streams in band, whole replies with an error."""
+        self._provider.interrupt(reason)
+
+    async def limits(self) -> Json:
+        """The provider's endpoints and the queue before them: limits, calls in flight, waiting, tried again."""
+        return await self._provider.to_json()
 
     async def respond(self, request: Json) -> Json:
         """A Responses request from inside this process. Raises RequestError or ProviderError."""
-        body, reply = self._through_responses({**request, "store": False}, False)
-        async with self._provider.call(body) as answer:
-            await streaming.collect(answer, reply)
-        return reply.response
+        exchange = self._through_responses({**request, "store": False}, False)
+        return (await self._collect(exchange)).response
 
     @property
     def _provider(self) -> Upstream:
@@ -128,6 +144,9 @@ class ModelServer:
         self._store.delete(response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
+    async def _limits(self, _request: web.Request) -> web.Response:
+        return json_response(await self.limits())
+
     async def _models(self, _request: web.Request) -> web.Response:
         model = {"id": self.options.model, "object": "model", "created": 0, "owned_by": self.name}
         return json_response({"object": "list", "data": [model]})
@@ -135,12 +154,15 @@ class ModelServer:
     async def _serve(self, request: web.Request, door: Door) -> web.StreamResponse:
         payload = parse_object(await request.read())
         stream = payload.get("stream") is True
-        body, reply = door(payload, stream)
-        async with self._provider.call(body) as answer:
-            if stream:
-                return await streaming.relay(request, answer, reply)
-            await streaming.collect(answer, reply)
-        return json_response(reply.body)
+        exchange = door(payload, stream)
+        if stream:
+            relay = partial(streaming.relay, request, exchange.new_reply)
+            return await self._provider.call(exchange.body, relay, session=exchange.session)
+        return json_response((await self._collect(exchange)).body)
+
+    async def _collect(self, exchange: Exchange) -> Reply:
+        collect = partial(streaming.collect, exchange.new_reply)
+        return await self._provider.call(exchange.body, collect, session=exchange.session)
 
     def _through_responses(self, request: Json, stream: bool) -> Exchange:
         options = self.options
@@ -157,27 +179,41 @@ class ModelServer:
             seal=self._seal if store or encrypted else None,
             encrypted=encrypted,
         )
-        shell = envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=options.model, store=store)
         keep = partial(self._store.keep, recalled) if store else None
-        writer = ResponseWriter(shell, view, new_id=new_id, now=now_s, keep=keep)
-        return self._exchange(body, Plain(), writer)
+
+        def new_writer() -> Writer:
+            shell = envelope(request, response_id=new_id("resp_"), created_at=now_s(), model=options.model, store=store)
+            return ResponseWriter(shell, view, new_id=new_id, now=now_s, keep=keep)
+
+        return self._exchange(request, body, Plain, new_writer)
 
     def _through_completions(self, request: Json, stream: bool) -> Exchange:
         body = pass_chat(request, self.options, stream=stream)
-        shell = {"id": new_id("chatcmpl-"), "created": now_s(), "model": self.options.model}
         asked = (request.get("stream_options") or {}).get("include_usage") is True
-        writer = CompletionWriter(shell, include_usage=asked)
-        return self._exchange(body, Verbatim(), writer)
 
-    def _exchange(self, body: Json, unparsed: Splitter, writer: Writer) -> Exchange:
-        reader = ChatReader(new_id, completion_excludes_reasoning=self.options.completion_excludes_reasoning)
-        return Exchange(body, Reply(reader, self._splitter(body, unparsed), writer, self._provider.provider.redact))
+        def new_writer() -> Writer:
+            shell = {"id": new_id("chatcmpl-"), "created": now_s(), "model": self.options.model}
+            return CompletionWriter(shell, include_usage=asked)
 
-    def _splitter(self, body: Json, unparsed: Splitter) -> Splitter:
+        return self._exchange(request, body, Verbatim, new_writer)
+
+    def _exchange(
+        self, request: Json, body: Json, unparsed: Callable[[], Splitter], new_writer: Callable[[], Writer]
+    ) -> Exchange:
+        excludes = self.options.completion_excludes_reasoning
+
+        def new_reply() -> Reply:
+            reader = ChatReader(new_id, completion_excludes_reasoning=excludes)
+            return Reply(reader, self._splitter(body, unparsed), new_writer(), self._provider.provider.redact)
+
+        session = request.get("prompt_cache_key")
+        return Exchange(body, new_reply, session if isinstance(session, str) else None)
+
+    def _splitter(self, body: Json, unparsed: Callable[[], Splitter]) -> Splitter:
         """What the profile says; the request may have turned thinking off."""
         options = self.options
         if not options.uses_reasoning_parser:
-            return unparsed
+            return unparsed()
         if options.reasoning_in == "field":
             return Verbatim()
         form = body.get("response_format")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 
 from aiohttp import web
 
-from gymlet.serve.upstream import Answer
+from gymlet.upstream.transport import Answer
 from gymlet.wire.errors import GymletError, ProviderError, StreamError
 from gymlet.wire.provider_errors import MAX_PAGE_CHARS, error_message
 from gymlet.wire.reply import Reply
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0
 """Some clients give up on a stream that is silent for longer."""
+
+PATIENCE_S = 15.0
+"""What a client waits for a whole body in place of a stream, before it hears a first sign of life."""
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """The longest reply that is read as a whole."""
@@ -33,35 +38,49 @@ _HEADERS = {
 }
 
 
-async def relay(request: web.Request, answer: Answer, reply: Reply) -> web.StreamResponse:
-    """Stream one reply to the client, each of the provider's pieces as it comes, in one write."""
+NewReply = Callable[[], Reply]
+"""Each attempt at a call is read by a reply of its own."""
+
+
+async def relay(request: web.Request, new_reply: NewReply, answer: Answer) -> web.StreamResponse:
+    """Stream one reply to the client, each of the provider's pieces as it comes, in one write.
+
+    Raises ProviderError for an answer that broke before the model had said anything: the client has seen nothing of it.
+    """
+    reply = new_reply()
+    intake = Intake(answer, reply)
+    events = reply.open() + intake.now() + await intake.whole(PATIENCE_S)
+    if isinstance(reply.error, ProviderError) and not reply.said:
+        raise reply.error
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
     try:
-        last = await _copy(answer, reply, response)
+        last = await _copy(intake, reply, response, events)
     except OSError:
         return response  # the client has left
     except Exception:
         log.exception("unexpected error in a stream: %s", request.path)
         last = reply.fail(GymletError("internal error; the server's log has the details"))
+    answer.tokens = reply.tokens
     await response.write_eof(last)
     return response
 
 
-async def collect(answer: Answer, reply: Reply) -> None:
-    """Feed one reply to its end. Raises the ProviderError that ended it, if one did."""
+async def collect(new_reply: NewReply, answer: Answer) -> Reply:
+    """Read one reply to its end. Raises the ProviderError that ended it, if one did."""
+    reply = new_reply()
     intake = Intake(answer, reply)
     while not reply.ended:
         await intake.next()
+    answer.tokens = reply.tokens
     if reply.error is not None:
         raise reply.error
+    return reply
 
 
-async def _copy(answer: Answer, reply: Reply, response: web.StreamResponse) -> bytes:
+async def _copy(intake: Intake, reply: Reply, response: web.StreamResponse, events: bytes) -> bytes:
     """Everything but the last events, which are returned; one is repeated when the client had none for KEEP_ALIVE_S."""
     loop = asyncio.get_running_loop()
-    intake = Intake(answer, reply)
-    events = reply.open() + intake.now()
     while not reply.ended:
         if events:
             await response.write(events)
@@ -94,6 +113,17 @@ class Intake:
         except StreamError as error:
             return self._reply.fail(error)
         return self._feed(chunk) if chunk else b""
+
+    async def whole(self, patience_s: float) -> bytes:
+        """The events of a body that is no stream or is empty, all at once; b"" for a stream, or if it takes longer."""
+        if self._streams is not False and not self._answer.at_end:
+            return b""
+        events = b""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while not self._reply.ended:
+                    events += await self.next()
+        return events
 
     async def next(self) -> bytes:
         """The events of the next piece, or of the end. It may be cancelled, and called again."""

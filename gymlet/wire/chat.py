@@ -23,7 +23,7 @@ from gymlet.wire.deltas import (
 )
 from gymlet.wire.errors import StreamError
 from gymlet.wire.logprobs import read_logprobs
-from gymlet.wire.provider_errors import error_message
+from gymlet.wire.provider_errors import error_in_reply, error_message
 from gymlet.wire.reasoning import TAGS
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_text")
@@ -109,13 +109,20 @@ class ChatReader:
         if whole and not self._choices:
             self._fail("the provider's reply has no choices")
         elif self._finish is None and not whole and not (done and self._calls.whole()):
-            self._fail("the provider's stream ended before the model had finished (no finish_reason)")
+            message = "the provider's stream ended before the model had finished (no finish_reason)"
+            self._fail(message, transient=True)
         elif self._calls.nameless():
             self._fail("the provider sent a tool call without a name")
         deltas: list[Delta] = [Finish(FINISH_REASONS.get(self._finish or "", "stop"))]
         if self._usage is not None:
             deltas.append(read_usage(self._usage, excludes_reasoning=self._excludes_reasoning))
         return deltas
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens the provider has counted, prompt and reply together."""
+        total = self._usage.get("total_tokens") if isinstance(self._usage, dict) else None
+        return total if isinstance(total, int) else None
 
     @property
     def steady(self) -> bool:
@@ -137,10 +144,10 @@ class ChatReader:
             return
         if FINISH_REASONS.get(self._finish or "") == "length":
             return  # the token limit, told a second time
-        self._fail(error_message(chunk) or "the provider sent an error", code=_code(error))
+        self.failure = self.failure or error_in_reply(chunk)
 
-    def _fail(self, message: str, *, code: str | None = None) -> None:
-        self.failure = self.failure or StreamError(message, code=code)
+    def _fail(self, message: str, *, transient: bool = False) -> None:
+        self.failure = self.failure or StreamError(message, transient=transient)
 
     def _read(self, message: Json, *, whole: bool) -> list[Delta]:
         content = message.get("content")
@@ -235,11 +242,6 @@ def _with_logprobs(deltas: list[Delta], logprobs: Json) -> list[Delta]:
     """The log probabilities at the text that they belong to; a chunk has one."""
     tokens = read_logprobs(logprobs)
     return [Text(delta.text, tokens) if isinstance(delta, Text) else delta for delta in deltas]
-
-
-def _code(error: object) -> str | None:
-    code = error.get("code") if isinstance(error, dict) else None
-    return None if code is None else str(code)
 
 
 def _read_parts(parts: Iterable[Json]) -> Iterator[Delta]:

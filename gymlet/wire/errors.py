@@ -55,6 +55,11 @@ class GymletError(Exception):
         if failure_class is not None:
             self.failure_class = failure_class
 
+    def amend(self, words: str) -> None:
+        """Add to the message."""
+        self.message += words
+        self.args = (self.message,)
+
     def hide(self, redact: Callable[[str], str]) -> None:
         """Take out what nobody may see."""
         self.message = redact(self.message)
@@ -73,7 +78,9 @@ class RequestError(GymletError):
 class ProviderError(GymletError):
     """The provider refused or failed. ``status`` is its own where it sent one.
 
-    ``retry_after`` is the header's value, unparsed, to be passed on; ``request_id`` is the provider's.
+    ``retry_after`` is the header's value, to be passed on; ``wait_s`` what the provider asks to wait, however it said
+    so; ``request_id`` is the provider's. ``transient``: another attempt may succeed; ``unreachable``: there was no
+    connection.
     """
 
     status = 502
@@ -91,12 +98,23 @@ class ProviderError(GymletError):
         error_type: str | None = None,
         retry_after: str | None = None,
         request_id: str | None = None,
+        wait_s: float | None = None,
+        transient: bool = False,
+        unreachable: bool = False,
     ) -> None:
         super().__init__(message, status=status, code=code, param=param, failure_class=failure_class)
         if error_type is not None:
             self.type = error_type
         self.retry_after = retry_after
         self.request_id = request_id
+        self.wait_s = wait_s
+        self.transient = transient
+        self.unreachable = unreachable
+
+    def hide(self, redact: Callable[[str], str]) -> None:
+        """Take out what nobody may see."""
+        super().hide(redact)
+        self.request_id = None if self.request_id is None else redact(self.request_id)
 
 
 class StreamError(ProviderError):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from html import unescape
 
 import orjson
 
-from gymlet.wire.errors import FailureClass, ProviderError
+from gymlet.wire.deltas import Json
+from gymlet.wire.errors import FailureClass, ProviderError, StreamError
 
 MAX_MESSAGE_CHARS = 2000
 """Some providers answer with a page of HTML, or echo the whole request."""
@@ -45,13 +47,23 @@ _TYPES = {
 
 
 def read_error(
-    status: int, body: bytes, *, retry_after: str | None = None, request_id: str | None = None
+    status: int,
+    body: bytes,
+    *,
+    retry_after: str | None = None,
+    wait_s: float | None = None,
+    request_id: str | None = None,
 ) -> ProviderError:
-    """The error behind a reply with ``status`` >= 400, keeping the provider's status, code and words."""
+    """The error behind a reply with ``status`` >= 400, keeping the provider's status, code and words.
+
+    ``wait_s`` is what it asks to wait; where only that is known, ``Retry-After`` says it to the client.
+    """
     payload = _parse(body)
     message = error_message(payload) or f"HTTP {status} without a message"
     code = _find_code(payload)
     kind, code, status = _classify(status, code, message)
+    if retry_after is None and wait_s is not None:
+        retry_after = str(math.ceil(wait_s))
     return ProviderError(
         f"the provider answered {status}: {message}",
         status=status,
@@ -59,8 +71,29 @@ def read_error(
         error_type=_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
         failure_class=kind,
         retry_after=retry_after,
+        wait_s=wait_s,
         request_id=request_id,
+        transient=passes(status) and kind != "provider_quota_exhausted",
     )
+
+
+def passes(status: int) -> bool:
+    """Whether what the status tells may be over at another attempt."""
+    return status in (408, 409, 425, 429) or status >= 500
+
+
+def error_in_reply(payload: Json) -> StreamError:
+    """The error that a provider puts into a reply with a good status; a number as its code is the status it means."""
+    message = error_message(payload) or "the provider sent an error"
+    error = payload.get("error")
+    given = error.get("code") if isinstance(error, dict) else None
+    code = None if given is None else str(given)
+    number = int(code) if code is not None and code.isdecimal() and len(code) == 3 else 0
+    if not 400 <= number < 600:
+        return StreamError(message, code=code)
+    kind, code, status = _classify(number, code, message)
+    transient = passes(status) and kind != "provider_quota_exhausted"
+    return StreamError(message, status=status, code=code, failure_class=kind, transient=transient)
 
 
 def error_message(payload: object) -> str:

@@ -67,8 +67,8 @@ class Writer(Protocol):
 class Reply:
     """Feed the provider's bytes, get the client's. Owns whether the reply has ended, and how.
 
-    ``ended`` is true once nothing more may be fed; ``error`` is then why, or None. ``redact`` takes out of an error's
-    words what nobody may see.
+    ``said`` is true once the model has said anything, ``ended`` once nothing more may be fed; ``error`` is then why, or
+    None. ``redact`` takes out of an error's words what nobody may see.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Reply:
         self._redact = redact
         self._done = False
         self._whole = False
+        self.said = False
         self.ended = False
         self.error: GymletError | None = None
 
@@ -94,6 +95,11 @@ class Reply:
     def body(self) -> bytes:
         """The same as JSON."""
         return self._writer.body
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens the provider has counted, prompt and reply together."""
+        return self._reader.tokens
 
     def open(self) -> bytes:
         """The first events, before the provider has said anything."""
@@ -168,6 +174,8 @@ class Reply:
             if end == at:
                 failure = self._read_event(*events[at], deltas)
             at = max(end, at + 1)
+        if deltas:
+            self.said = True
         return self._write(self._splitter.feed(deltas)) or failure
 
     def _read_event(self, name: str, data: bytes, deltas: list[Delta]) -> StreamError | None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from gymlet.config.schema import ModelOptions, ProviderOptions
 from gymlet.serve.model import ModelServer
-from gymlet.serve.upstream import Provider
+from gymlet.upstream.provider import Endpoint, Provider
 
 
 class InferenceProvider(ModelServer):
@@ -18,14 +18,19 @@ class InferenceProvider(ModelServer):
 
     @property
     def origin(self) -> str:
-        """The provider's host."""
-        return urlsplit(self.options.base_url).netloc
+        """The provider's host, or its hosts."""
+        return ",".join(dict.fromkeys(urlsplit(url).netloc for url in self.options.base_urls))
 
     async def open_provider(self) -> Provider:
         """The provider as configured."""
+        options = self.options
+        weights = options.weights or [1.0] * len(options.base_urls)
+        password = options.proxy_password or ""
         return Provider(
-            base_url=self.options.base_url,
-            model=self.options.model,
-            api_key=self.options.api_key,
-            num_concurrent_requests=self.options.num_concurrent_requests,
+            endpoints=tuple(map(Endpoint, options.base_urls, options.api_keys, weights)),
+            num_concurrent_requests=options.num_concurrent_requests,
+            headers=options.headers,
+            proxy=options.proxy,
+            proxy_auth=(options.proxy_user, password) if options.proxy_user else None,
+            ca_bundle=options.ca_bundle,
         )

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gymlet.config.schema import ModelOptions, PositiveFloat, PositiveInt
 from gymlet.serve.model import ModelServer
-from gymlet.serve.upstream import Provider
+from gymlet.upstream.provider import Endpoint, Provider
 from responses_api_models.local_model.engine import (
     Engine,
     EngineError,
@@ -60,7 +60,7 @@ class LocalModel(ModelServer):
         )
         self._engine = Engine(spec, ready_timeout_s=options.ready_timeout_s, max_restarts=options.max_restarts)
         base_url = await self._engine.start()
-        return Provider(base_url=base_url, model=options.model, num_concurrent_requests=options.slots)
+        return Provider(endpoints=(Endpoint(base_url),), num_concurrent_requests=options.slots)
 
     async def close_provider(self) -> None:
         """End the engine."""

@@ -78,7 +78,9 @@ def test_the_page_of_providers_is_written_from_the_configs():
 
 
 def test_the_page_explains_every_key():
-    explained = set(re.findall(r"`(\w+)`", PAGE.read_text()))
+    explained = {
+        key for page in (PAGE, PAGE.with_name("reliability.md")) for key in re.findall(r"`(\w+)`", page.read_text())
+    }
     assert {each.name for each in dataclasses.fields(ProviderOptions)} <= explained
 
 

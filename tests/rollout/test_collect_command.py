@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import orjson
@@ -17,6 +18,8 @@ from gymlet.rollout.collect import Job, Run
 from gymlet.rollout.files import RunFiles
 from gymlet.rollout.pace import Pace
 from gymlet.rollout.tasks import Expansion
+from gymlet.serve.peers import RemoteAgents
+from gymlet.wire.errors import AgentError, GymletError, ProviderError
 
 BIN = Path(sys.executable).parent
 MCQA = "resources_servers/mcqa/configs/mcqa.yaml"
@@ -73,10 +76,10 @@ async def collector(tmp_path):
     """Start the command: ``await collector("+num_repeats=2")``."""
     started = []
 
-    async def start(*arguments, preexec_fn=None):
+    async def start(*arguments, preexec_fn=None, config_paths=f"+config_paths=[{MCQA},{PROVIDER}]"):
         process = await asyncio.create_subprocess_exec(
             str(BIN / "ng_collect_rollouts"),
-            f"+config_paths=[{MCQA},{PROVIDER}]",
+            *([config_paths] if config_paths else []),
             "+agent_name=mcqa_simple_agent",
             "+input_jsonl_fpath=rows.jsonl",
             "+output_jsonl_fpath=out.jsonl",
@@ -196,7 +199,7 @@ async def test_a_run_under_way_shows_on_a_terminal_what_was_done_before(gate, co
     with Run(Job(tmp_path / "rows.jsonl", files, expansion, resume=True, force_resume=True)) as run:
 
         async def limits():
-            return {"limit": 64, "in_flight": 12, "queued": 0, "retries": 3, "throttled": 0}
+            return Counter(limit=64, in_flight=12, queued=0, retries=3, throttled=0)
 
         assert await Progress(run, limits).line() == "5/20 rollouts, 0.0/s, connections 12 of 64, 3 retries"
 
@@ -219,3 +222,62 @@ COMMANDS = {
 @pytest.mark.parametrize(("arguments", "command"), COMMANDS.values(), ids=COMMANDS)
 def test_the_command_that_goes_on(arguments, command):
     assert resume_command(arguments) == command
+
+
+async def test_agents_of_a_running_server_fail_as_they_do_here(gymlet, serve_bytes, tmp_path):
+    """Class, status and code come over HTTP as they are."""
+    told = b'{"error":{"message":"slow down","code":"too_fast"}}'
+    server = await gymlet((await serve_bytes([told], status=429, content_type="application/json")).url)
+    remote = RemoteAgents(server.url)
+    row = {"responses_create_params": {"input": "?"}, "options": [{"A": "a"}], "expected_answer": "A"}
+    try:
+        assert await remote.agent_names() == ["mcqa_simple_agent"]
+        limits = await remote.limits()
+        assert (list(limits), limits["policy_model"]["in_flight"]) == (["policy_model"], 0)
+        with pytest.raises(ProviderError) as caught:
+            await remote.run_agent("mcqa_simple_agent", row)
+        error = caught.value
+        assert (error.failure_class, error.status, error.code) == ("provider_rate_limited", 429, "too_fast")
+        with pytest.raises(GymletError) as unusable:
+            await remote.run_agent("mcqa_simple_agent", {})
+        assert (unusable.value.failure_class, unusable.value.status) == ("invalid_row", 400)
+    finally:
+        await remote.close()
+
+
+async def test_a_server_that_is_gone_is_the_agents_fault(free_port):
+    remote = RemoteAgents(f"http://127.0.0.1:{free_port}")
+    try:
+        with pytest.raises(AgentError, match="cannot be reached"):
+            await remote.run_agent("a", {})
+    finally:
+        await remote.close()
+
+
+async def test_a_run_of_a_server_is_gone_on_with_without_it(gate, collector, free_port, tmp_path):
+    """The manifest holds what serves the run, wherever that is; another model over there is another run."""
+    gate.let(1000)
+    server = await served(tmp_path, free_port)
+    try:
+        code, _, err = await end(await collector("+limit=5", f"+head_server.port={free_port}", config_paths=""))
+        assert (code, gate.asked) == (0, 5), err
+    finally:
+        server.terminate()
+        await server.communicate()
+    code, _, err = await end(await collector("+limit=5"))
+    assert (code, gate.asked) == (0, 5), err
+    code, _, err = await end(await collector("+limit=5", "++policy_model_name=another"))
+    assert (code, gate.asked) == (2, 5)
+    assert 'config.policy_model.inference_provider.model: was "m", is "another"' in err
+
+
+async def served(folder, port):
+    server = await asyncio.create_subprocess_exec(
+        str(BIN / "ng_run"),
+        f"+config_paths=[{MCQA},{PROVIDER}]",
+        f"+head_server.port={port}",
+        cwd=folder,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    await until_line(server.stdout, "ready")
+    return server

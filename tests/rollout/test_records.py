@@ -84,9 +84,10 @@ def test_nothing_is_written_once_a_sync_failed(records, tmp_path):
     records.append((0, 0), row(0))
     records.flush()
     records._syncer.close()
-    records.append((1, 0), row(1))
-    with pytest.raises(StorageError, match="cannot be written: Invalid argument"):
-        records.flush()
+    for task in (1, 2):
+        records.append((task, 0), row(task))
+        with pytest.raises(StorageError, match="cannot be written: Invalid argument"):
+            records.flush()
     assert (tmp_path / "run.jsonl").read_bytes() == row(0)
     os.close(reader)
     os.close(writer)

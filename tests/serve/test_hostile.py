@@ -94,6 +94,7 @@ async def test_a_client_that_hears_nothing_is_told_that_all_is_well(serve_raw, g
 
 async def test_a_whole_body_that_is_late_is_waited_for_with_signs_of_life(serve_raw, gymlet, monkeypatch):
     monkeypatch.setattr("gymlet.serve.streaming.KEEP_ALIVE_S", 0.1)
+    monkeypatch.setattr("gymlet.upstream.call.FIRST_BYTE_PATIENCE_S", 0.05)
     body = orjson.dumps({"choices": [{"message": {"content": "late"}, "finish_reason": "stop"}]})
     provider = await serve_raw(0.4, body, content_type="application/json")
     events = await stream(await gymlet(provider.url))
@@ -139,11 +140,12 @@ async def test_a_body_without_end_is_not_kept(serve_raw, gymlet, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
-async def test_an_error_of_ours_ends_a_stream_in_band(provider, gymlet, monkeypatch, path):
+async def test_an_error_of_ours_ends_a_stream_in_band(serve_raw, gymlet, monkeypatch, path):
     def broken(*_args, **_options):
         raise ZeroDivisionError
 
     monkeypatch.setattr("gymlet.wire.chat.ChatReader.close", broken)
+    provider = await serve_raw(text("a"), 0.1, end())
     status, _, raw = await (await gymlet(provider.url)).post(path, {"input": "hi", "messages": [], "stream": True})
     assert status == 200
     assert raw.endswith(b"data: [DONE]\n\n")

@@ -205,10 +205,8 @@ BODIES = {
         "application/json",
         "response.completed",
     ),
-    "an error with status 200": (b'{"error":{"message":"boom"}}', "application/json", "response.failed"),
-    "a page": (b"<html>gateway</html>", "text/html", "response.failed"),
     "a stream by another name": (text("hi") + end(), "application/octet-stream", "response.completed"),
-    "nothing": (b"", "text/event-stream", "response.failed"),
+    "a stream that breaks off": (text("hi"), "text/event-stream", "response.failed"),
 }  # fmt: skip
 
 
@@ -217,6 +215,26 @@ async def test_what_the_provider_sends_instead(serve_bytes, gymlet, body, conten
     provider = await serve_bytes([body], content_type=content_type)
     events = await stream(await gymlet(provider.url))
     assert events[-1]["type"] == expected
+
+
+NOTHING_SAID = {
+    "an error with status 200": (b'{"error":{"message":"boom"}}', "application/json", 502, "boom"),
+    "its own status": (b'{"error":{"message":"boom","code":503}}', "application/json", 503, "boom"),
+    "an error as the first event": (b'data: {"error":{"message":"boom","code":429}}\n\n', "text/event-stream", 429, "boom"),
+    "a page": (b"<html>gateway</html>", "text/html", 502, "text/html instead of a reply: 'gateway'"),
+    "nothing": (b"", "text/event-stream", 502, "no finish_reason"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("case", NOTHING_SAID.values(), ids=NOTHING_SAID)
+async def test_what_breaks_before_anything_is_said_is_told_by_a_status(serve_bytes, gymlet, case, streamed):
+    body, content_type, status, words = case
+    provider = await serve_bytes([body], content_type=content_type)
+    server = await gymlet(provider.url)
+    found, answer = await server.post_json("/v1/responses", {"input": "hi", "stream": streamed})
+    assert found == status
+    assert words in answer["error"]["message"]
 
 
 async def test_a_key_that_the_provider_echoes_is_hidden(serve_bytes, gymlet):

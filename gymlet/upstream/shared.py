@@ -1,0 +1,279 @@
+"""One limiter for several processes: the hub has the pools, the others ask it over a Unix socket.
+
+Each line is a JSON object. A process says ``open`` with what a pool is made of, then ``ask``, ``answered``, ``end`` and
+``withdraw`` with a number of its own for each call; the hub answers with that number, and a lane or a refusal. What a
+process holds comes back when its connection ends, however it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gymlet.config.schema import ModelOptions
+from gymlet.upstream.lane import LaneLimits, Outcome
+from gymlet.upstream.limiter import Limiter, LocalLimiter, Permit, TurnedAway
+from gymlet.upstream.limiters import PoolSpec
+from gymlet.upstream.pool import Ask
+from gymlet.upstream.provider import Provider
+
+Json = dict[str, Any]
+MAX_LINE_BYTES = 1 << 20
+
+
+class Account:
+    """What one borrower has of a limiter: permits, and asks that wait. Owns them until it is closed."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._permits: dict[int, Permit] = {}
+        self._asking: dict[int, asyncio.Task[None]] = {}
+
+    def ask(self, number: int, ask: Ask, tell: Callable[[Json], None]) -> None:
+        """``tell`` lane and place of a permit, or why there is none; ``number`` is the borrower's own."""
+        task = self._asking[number] = asyncio.create_task(self._acquire(number, ask, tell))
+        task.add_done_callback(lambda _: self._asking.pop(number, None))
+
+    def answered(self, number: int) -> None:
+        """See Permit.answered."""
+        if (permit := self._permits.get(number)) is not None:
+            permit.answered()
+
+    def end(self, number: int, outcome: Outcome, *, wait_s: float = 0.0, tokens: int | None = None) -> None:
+        """See Permit.end."""
+        if (permit := self._permits.pop(number, None)) is not None:
+            permit.end(outcome, wait_s=wait_s, tokens=tokens)
+
+    def withdraw(self, number: int) -> None:
+        """Ask no more; a permit that was given meanwhile goes back."""
+        if (task := self._asking.get(number)) is not None:
+            task.cancel()
+        self.end(number, "left")
+
+    def close(self) -> None:
+        """Give everything back."""
+        for number in {*self._asking, *self._permits}:
+            self.withdraw(number)
+
+    async def _acquire(self, number: int, ask: Ask, tell: Callable[[Json], None]) -> None:
+        try:
+            permit = self._permits[number] = await self._limiter.acquire(ask)
+        except TurnedAway as answer:
+            tell({"id": number, "refusal": answer.refusal})
+        else:
+            tell({"id": number, "lane": permit.lane, "place": permit.place})
+
+
+class Hub:
+    """Lends permits to other processes. Owns the pools, made when somebody first asks for one."""
+
+    def __init__(self) -> None:
+        self._limiters: dict[str, LocalLimiter] = {}
+
+    @asynccontextmanager
+    async def serving(self, path: Path) -> AsyncIterator[None]:
+        """Listen on a Unix socket."""
+        server = await asyncio.start_unix_server(self._serve, path, limit=MAX_LINE_BYTES)
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        borrower = _Borrower(self._limiters, writer)
+        try:
+            while line := await reader.readline():
+                await borrower.take(orjson.loads(line))
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the process ended, or this one does
+        finally:
+            borrower.close()
+            writer.close()
+
+
+class _Borrower:
+    """One connection to the hub."""
+
+    def __init__(self, limiters: dict[str, LocalLimiter], writer: asyncio.StreamWriter) -> None:
+        self._limiters = limiters
+        self._writer = writer
+        self._accounts: dict[str, Account] = {}
+
+    async def take(self, message: Json) -> None:
+        """Carry out one message."""
+        name, number = message["pool"], message.get("id", 0)
+        match message["op"]:
+            case "open":
+                self._open(name, message["spec"])
+            case "ask":
+                self._accounts[name].ask(number, _read_ask(message["ask"]), self._tell)
+            case "answered":
+                self._accounts[name].answered(number)
+            case "end":
+                self._accounts[name].end(number, message["outcome"], wait_s=message["wait_s"], tokens=message["tokens"])
+            case "withdraw":
+                self._accounts[name].withdraw(number)
+            case "show":
+                self._tell({"id": number, "shown": await self._limiters[name].to_json()})
+
+    def close(self) -> None:
+        """The process is gone: everything it had comes back."""
+        for account in self._accounts.values():
+            account.close()
+
+    def _open(self, name: str, spec: Json) -> None:
+        if name not in self._limiters:
+            lanes = tuple((place, weight) for place, weight in spec["lanes"])
+            limits = LaneLimits(**spec["limits"])
+            self._limiters[name] = LocalLimiter(PoolSpec(name, lanes, limits, spec["max_queued"]).build())
+        self._accounts.setdefault(name, Account(self._limiters[name]))
+
+    def _tell(self, message: Json) -> None:
+        self._writer.write(orjson.dumps(message) + b"\n")
+
+
+class HubLimiters:
+    """The limiters of another process. Owns the connection to it; use ``connect``."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._numbers = itertools.count(1)
+        self._replies: dict[int, asyncio.Future[Json]] = {}
+        self._lost = False
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, path: Path) -> AsyncIterator[HubLimiters]:
+        """Talk to the hub that listens on ``path``. Raises OSError where none does."""
+        reader, writer = await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
+        limiters = cls(writer)
+        listening = asyncio.create_task(limiters._listen(reader))
+        try:
+            yield limiters
+        finally:
+            listening.cancel()
+            writer.close()
+
+    def of(self, provider: Provider, options: ModelOptions) -> Limiter:
+        """The limiter for calls to ``provider``."""
+        spec = PoolSpec.of(provider, options)
+        self.tell({"op": "open", "pool": spec.name, "spec": asdict(spec)})
+        return HubLimiter(self, spec.name)
+
+    def tell(self, message: Json) -> None:
+        """Say something that needs no answer."""
+        if not self._lost:
+            self._writer.write(orjson.dumps(message) + b"\n")
+
+    def ask(self, message: Json) -> tuple[int, asyncio.Future[Json]]:
+        """Say something; its number, and the answer to come. TurnedAway is the answer once the hub is gone."""
+        number = next(self._numbers)
+        reply = asyncio.get_running_loop().create_future()
+        if self._lost:
+            reply.set_exception(TurnedAway("closed"))
+        else:
+            self._replies[number] = reply
+            reply.add_done_callback(lambda _: self._replies.pop(number, None))
+            self.tell({**message, "id": number})
+        return number, reply
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with suppress(ConnectionError):
+            while line := await reader.readline():
+                message = orjson.loads(line)
+                reply = self._replies.get(message["id"])
+                if reply is not None and not reply.done():
+                    reply.set_result(message)
+        self._lost = True
+        for reply in tuple(self._replies.values()):
+            if not reply.done():
+                reply.set_exception(TurnedAway("closed"))
+
+
+class HubLimiter:
+    """One pool of the hub. Owns the asks that wait."""
+
+    def __init__(self, hub: HubLimiters, pool: str) -> None:
+        self._hub = hub
+        self._pool = pool
+        self._waiting: set[asyncio.Future[Json]] = set()
+        self._closed = False
+
+    async def acquire(self, ask: Ask) -> Permit:
+        """Wait for a permit. Raises TurnedAway."""
+        if self._closed:
+            raise TurnedAway("closed")
+        number, reply = self._hub.ask({"op": "ask", "pool": self._pool, "ask": _write_ask(ask)})
+        self._waiting.add(reply)
+        try:
+            answer = await reply
+        except BaseException:
+            self.tell(number, "withdraw")
+            raise
+        finally:
+            self._waiting.discard(reply)
+        if "refusal" in answer:
+            raise TurnedAway(answer["refusal"])
+        return HubPermit(self, number, answer["lane"], answer["place"])
+
+    async def to_json(self) -> Json:
+        """What may be told of the pool."""
+        _, reply = self._hub.ask({"op": "show", "pool": self._pool})
+        shown: Json = (await reply)["shown"]
+        return shown
+
+    def close(self) -> None:
+        """Ask no more: whoever waits, or comes, is turned away."""
+        self._closed = True
+        for reply in tuple(self._waiting):
+            if not reply.done():
+                reply.set_exception(TurnedAway("closed"))
+
+    def tell(self, number: int, op: str, **facts: Any) -> None:
+        """What became of an ask, or of its permit."""
+        self._hub.tell({"op": op, "pool": self._pool, "id": number, **facts})
+
+
+def _write_ask(ask: Ask) -> Json:
+    """As JSON, where an endless wait is null."""
+    return {
+        "tokens": ask.tokens,
+        "session": ask.session,
+        "place": ask.place,
+        "tried": [*ask.tried],
+        "wait_s": ask.wait_s,
+        "down_wait_s": ask.down_wait_s,
+    }
+
+
+def _read_ask(told: Json) -> Ask:
+    waits = {key: math.inf if told[key] is None else told[key] for key in ("wait_s", "down_wait_s")}
+    return Ask(told["tokens"], told["session"], told["place"], frozenset(told["tried"]), **waits)
+
+
+class HubPermit:
+    """A permit that the hub lent."""
+
+    __slots__ = ("_limiter", "_number", "lane", "place")
+
+    def __init__(self, limiter: HubLimiter, number: int, lane: int, place: int) -> None:
+        self._limiter = limiter
+        self._number = number
+        self.lane = lane
+        self.place = place
+
+    def answered(self) -> None:
+        """A good answer began."""
+        self._limiter.tell(self._number, "answered")
+
+    def end(self, outcome: Outcome, *, wait_s: float = 0.0, tokens: int | None = None) -> None:
+        """The call is over; see Lane.ended."""
+        self._limiter.tell(self._number, "end", outcome=outcome, wait_s=wait_s, tokens=tokens)
