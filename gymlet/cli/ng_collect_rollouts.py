@@ -11,26 +11,27 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 
+from gymlet.cli.cluster import ClusterAgents
+from gymlet.cli.command import compose_command, find_source, load_plugins
 from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
 from gymlet.cli.ng_run import build_gym
 from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
-from gymlet.config.compose import Composition, compose, read_mapping
+from gymlet.config.compose import Composition, read_mapping, require_instances
 from gymlet.config.instances import find_instances
-from gymlet.config.paths import find_file, missing_file
 from gymlet.config.problems import ConfigError, Problem
-from gymlet.config.schema import CollectOptions, bind
+from gymlet.config.schema import CollectOptions
 from gymlet.config.secrets import HIDDEN, hide_secrets, names_secret
 from gymlet.rollout.collect import ATTEMPTS_VARIABLE, GRACE_S, Job, Run
 from gymlet.rollout.executor import Executor, LocalExecutor
 from gymlet.rollout.files import RunFiles, StorageError
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.tasks import Expansion
-from gymlet.serve.launch import unknown_agent
+from gymlet.serve.launch import Gym, unknown_agent
 from gymlet.serve.peers import RemoteAgents
 from gymlet.wire.errors import GymletError
 
@@ -50,24 +51,8 @@ MAX_PARALLEL = 16_384
 out = Console(highlight=False, soft_wrap=True)
 
 
-class Agents(Protocol):
-    """Agents in this process or of a running server."""
-
-    async def run_agent(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
-        """One rollout."""
-        ...
-
-    async def metrics_spec(self, name: str) -> MetricsSpec:
-        """What the agent's environment scores."""
-        ...
-
-    async def agent_names(self) -> list[str]:
-        """The agents there are."""
-        ...
-
-    async def limits(self) -> dict[str, dict[str, Any]]:
-        """The state of each model's endpoints, by the instance's name."""
-        ...
+Agents = Gym | RemoteAgents | ClusterAgents
+"""In this process, of a running server, or on a cluster."""
 
 
 def main() -> None:
@@ -77,20 +62,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Collect, then aggregate."""
-    composition = compose(COMMAND, arguments)
-    for message in composition.notes:
-        note(message)
-    options = _options(composition)
-    return run_async(_collect(composition, options))
-
-
-def _options(composition: Composition) -> CollectOptions:
-    names = CollectOptions.__dataclass_fields__
-    given = {key: composition.tree[key] for key in names if key in composition.tree}
-    options, problems = bind(CollectOptions, given, where=COMMAND)
-    if options is None:
-        raise ConfigError(problems)
-    return options
+    return run_async(_collect(*compose_command(COMMAND, arguments, CollectOptions)))
 
 
 def _job(config: dict[str, Any], options: CollectOptions) -> Job:
@@ -99,7 +71,7 @@ def _job(config: dict[str, Any], options: CollectOptions) -> Job:
         raise ConfigError([Problem("needs a 'user' template", key="prompt_config", source=options.prompt_config)])
     repeats = options.num_repeats
     return Job(
-        input_path=_input_path(options.input_jsonl_fpath),
+        source=find_source(options.input_jsonl_fpath, "input_jsonl_fpath"),
         files=RunFiles(Path(options.output_jsonl_fpath)),
         expansion=Expansion(
             agent_name=options.agent_name,
@@ -108,6 +80,8 @@ def _job(config: dict[str, Any], options: CollectOptions) -> Job:
             add_seed=options.num_repeats_add_seed,
             overrides=options.responses_create_params,
             prompt=prompt,
+            shard_index=options.shard_index,
+            num_shards=options.num_shards,
         ),
         config=config,
         resume=options.resume_from_cache,
@@ -116,15 +90,8 @@ def _job(config: dict[str, Any], options: CollectOptions) -> Job:
     )
 
 
-def _input_path(name: str) -> Path:
-    path = find_file(name, Path.cwd())
-    if path is None:
-        raise ConfigError([missing_file(name, Path.cwd(), "input_jsonl_fpath")])
-    return path
-
-
 async def _collect(composition: Composition, options: CollectOptions) -> int:
-    async with _agents(composition) as agents:
+    async with _agents(composition, options) as agents:
         job = _job(await _configuration(composition, agents), options)
         with _interruptible(), Run(job) as run:
             for message in run.notes:
@@ -166,7 +133,11 @@ async def _collect_and_score(
 
 
 @asynccontextmanager
-async def _agents(composition: Composition) -> AsyncIterator[Agents]:
+async def _agents(composition: Composition, options: CollectOptions) -> AsyncIterator[Agents]:
+    if options.executor == "ray":
+        require_instances(composition)
+        yield ClusterAgents(composition.instances, load_plugins(composition))
+        return
     if composition.instances:
         async with build_gym(composition).running() as gym:
             yield gym
@@ -224,8 +195,11 @@ async def _watch(run: Run, agents: Agents, options: CollectOptions) -> int:
 
 
 def _executor(run: Run, agents: Agents, options: CollectOptions) -> Executor:
-    parallel = min(options.num_samples_in_parallel or MAX_PARALLEL, max(1, run.remaining))
-    return LocalExecutor(agents.run_agent, parallel=parallel, timeout_s=options.rollout_timeout_s)
+    parallel, timeout_s = options.num_samples_in_parallel, options.rollout_timeout_s
+    if isinstance(agents, ClusterAgents):
+        return agents.executor(options.ray_address, parallel=parallel, timeout_s=timeout_s)
+    parallel = min(parallel or MAX_PARALLEL, max(1, run.remaining))
+    return LocalExecutor(agents.run_agent, parallel=parallel, timeout_s=timeout_s)
 
 
 async def _limits(agents: Agents) -> Counter[str]:

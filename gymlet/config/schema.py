@@ -179,6 +179,16 @@ class CollectOptions:
     disable_aggregation: bool = False
     allow_incomplete: bool = False
     rollout_timeout_s: PositiveFloat | None = None
+    shard_index: NonNegativeInt = 0
+    num_shards: PositiveInt = 1
+    executor: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a shard that there is not."""
+        if self.shard_index >= self.num_shards:
+            there = "0" if self.num_shards == 1 else f"0 to {self.num_shards - 1}"
+            raise ValueError(f"shard_index is {self.shard_index}; with num_shards={self.num_shards} there are {there}")
 
 
 T = TypeVar("T")

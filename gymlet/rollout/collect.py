@@ -17,17 +17,19 @@ from typing import Any
 import orjson
 
 from gymlet.rollout import manifest
-from gymlet.rollout.episode import Ended, Failure, Success
+from gymlet.rollout.compact import KeySet
+from gymlet.rollout.episode import Ended, Failure, Success, failed
 from gymlet.rollout.executor import Executor, Node, NodeLost
 from gymlet.rollout.files import RunFiles, StorageError, read_rows, stamped_first, storing, write_json
 from gymlet.rollout.keys import Key, key_of
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.records import Records
 from gymlet.rollout.scores import score_run, write_scores
+from gymlet.rollout.sources import Source
 from gymlet.rollout.tasks import Expander, Expansion
 from gymlet.rollout.todo import Task, Todo
 from gymlet.rollout.whole_file import whole_file
-from gymlet.wire.errors import GymletError, RequestError
+from gymlet.wire.errors import AgentError, GymletError, RequestError
 
 Json = dict[str, Any]
 ATTEMPTS_VARIABLE = "NEMO_GYM_MAX_ROLLOUT_ATTEMPTS"
@@ -43,7 +45,7 @@ class Job:
     ``config`` is the configuration without its secrets, for the manifest.
     """
 
-    input_path: Path
+    source: Source
     files: RunFiles
     expansion: Expansion
     config: Json = field(default_factory=dict)
@@ -75,6 +77,7 @@ class Run:
         self.max_attempts = max_attempts()
         self._records = Records(job.files, self.max_attempts)
         self._tally = Tally()
+        self._lost = KeySet()
         self.ended = 0
         """Rollouts that ended since the run began, well or not."""
 
@@ -178,8 +181,20 @@ class Run:
                     for ended in batch:
                         self._commit(ended, out, todo)
             except NodeLost:
-                todo.give_back(out.values())
+                self._take_back(out.values(), todo)
                 return
+
+    def _take_back(self, tasks: Iterable[Task], todo: Todo) -> None:
+        """Tasks of a lost node come next; one that was on two of them may have broken both, and is filed."""
+        for task in tasks:
+            if self._lost.add(*task.key):
+                todo.give_back(task)
+            else:
+                error = AgentError(
+                    "the node that ran it was lost, and so was another one before; the next run tries it"
+                )
+                self._append(failed(task.row(), error))
+                todo.settle()
 
     def _commit(self, ended: Ended, out: dict[Key, Task], todo: Todo) -> None:
         """Keep how a task ended, if it is still out: what comes twice is dropped.
@@ -189,18 +204,21 @@ class Run:
         task = out.pop(ended.key, None)
         if task is None:
             return
+        self._append(ended)
+        if isinstance(ended, Failure) and not self._records.is_over(ended.key):
+            todo.again(task, ended.failure_class)
+        else:
+            todo.settle()
+
+    def _append(self, ended: Ended) -> None:
         self.ended += 1
         if not self._records.waiting:
             asyncio.get_running_loop().call_soon(self._flush)
         match ended:
             case Success(key, line):
                 self._records.append(key, line)
-            case Failure(key, line, failure_class, terminal):
+            case Failure(key, line, _, terminal):
                 self._records.append_failure(key, line, terminal=terminal)
-                if not self._records.is_over(key):
-                    todo.again(task, failure_class)
-                    return
-        todo.settle()
 
     def _flush(self) -> None:
         with suppress(StorageError):  # whoever takes the next task raises it
@@ -208,7 +226,7 @@ class Run:
 
     def _prepare(self) -> None:
         job, files = self.job, self.job.files
-        self._manifest = manifest.describe(job.input_path, expansion=asdict(job.expansion), config=job.config)
+        self._manifest = manifest.describe(job.source, expansion=asdict(job.expansion), config=job.config)
         if job.overwrite:
             self._set_aside(files.all())
         earlier = self._earlier()
@@ -253,12 +271,11 @@ class Run:
 
     def _materialize(self) -> None:
         job, files = self.job, self.job.files
-        expander = Expander(job.expansion, str(job.input_path))
-        with job.input_path.open("rb") as lines:
-            rows = (self._tally.add(row, self._records) for row in expander.expand(lines))
-            with storing(files.inputs), whole_file(files.inputs) as file:
-                file.writelines(orjson.dumps(stamped_first(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-                self.notes += expander.finish()
+        expander = Expander(job.expansion, job.source.label, unit=job.source.unit)
+        rows = (self._tally.add(row, self._records) for row in expander.expand(job.source.lines()))
+        with storing(files.inputs), whole_file(files.inputs) as file:
+            file.writelines(orjson.dumps(stamped_first(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+            self.notes += expander.finish()
         self._manifest["tasks"] = self._tally.tasks
         write_json(files.manifest, self._manifest)
 

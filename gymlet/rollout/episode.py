@@ -64,13 +64,13 @@ async def run(task: Json, run_agent: RunAgent, *, timeout_s: float | None = None
         reply = await _reply(task, run_agent, timeout_s)
         return _ended(task, reply, stamps, total_s=time.perf_counter() - started)
     except GymletError as error:
-        return failed(task, stamps, error)
+        return failed(task | stamps, error)
     except asyncio.CancelledError:
         if _is_being_cancelled():
             raise
-        return failed(task, stamps, AgentError("the agent cancelled itself"))
+        return failed(task | stamps, AgentError("the agent cancelled itself"))
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever an agent does, the other rollouts go on
-        return failed(task, stamps, AgentError(f"{type(error).__name__}: {error}"))
+        return failed(task | stamps, AgentError(f"{type(error).__name__}: {error}"))
 
 
 async def _reply(task: Json, run_agent: RunAgent, timeout_s: float | None) -> Json:
@@ -120,14 +120,15 @@ def _filed(task: Json, reply: Json, stamps: Json, failure_class: str) -> Failure
     return Failure(key_of(stamps), orjson.dumps(row, option=_ORJSON), failure_class, terminal)
 
 
-def failed(task: Json, stamps: Json, error: GymletError) -> Failure:
+def failed(task: Json, error: GymletError) -> Failure:
     """The failure that an error was."""
     told = {"class": error.failure_class, "message": error.message, "status": error.status, "code": error.code}
     for name in ("provider", "request_id"):
         if getattr(error, name, None) is not None:
             told[name] = getattr(error, name)
-    row = {**stamps, **task, **stamps, "_ng_failure_class": error.failure_class, "error": _error(stamps, told)}
-    return Failure(key_of(stamps), orjson.dumps(row, option=_ORJSON | orjson.OPT_NON_STR_KEYS), error.failure_class)
+    stamps = {TASK: task[TASK], ROLLOUT: task[ROLLOUT]}
+    row = {**stamps, **task, "_ng_failure_class": error.failure_class, "error": _error(task, told)}
+    return Failure(key_of(task), orjson.dumps(row, option=_ORJSON | orjson.OPT_NON_STR_KEYS), error.failure_class)
 
 
 def _error(stamps: Json, told: Json) -> Json:

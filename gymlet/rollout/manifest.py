@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -14,6 +13,7 @@ import orjson
 
 from gymlet import __version__
 from gymlet.config.schema import ModelOptions
+from gymlet.rollout.sources import Source
 from gymlet.wire.errors import RequestError
 from gymlet.wire.profile import Profile
 
@@ -23,20 +23,17 @@ COMPARED = ("schema_version", "input", "expansion", "config")
 """The parts that must be the same for a run to be gone on with."""
 
 UNCOMPARED = ({each.name for each in fields(ModelOptions)} - {each.name for each in fields(Profile)}) | {"num_workers"}
-"""Options that say how many calls are made at once, how long they are waited for, how often tried: not what is asked."""
+"""Options that say how many calls are made at once, how long one may take, how often it is tried: not what is asked."""
 
 MAX_SHOWN_CHARS = 80
 
 
-def describe(input_path: Path, *, expansion: Json, config: Json) -> Json:
+def describe(source: Source, *, expansion: Json, config: Json) -> Json:
     """The manifest of a run that begins: its input's digest, how rows are expanded, the configuration (no secrets)."""
-    digest = hashlib.blake2b(digest_size=16)
-    with input_path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
     return {
         "schema_version": SCHEMA_VERSION,
-        "input": {"name": input_path.name, "blake2b": digest.hexdigest()},
+        "source": source.label,
+        "input": {"digest": source.fingerprint()},
         "expansion": expansion,
         "config": config,
         "versions": {"gymlet": __version__, "python": platform.python_version()},

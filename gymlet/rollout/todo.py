@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -112,12 +112,11 @@ class Todo:
                 asyncio.get_running_loop().call_later(pause_s, self._end_pause, task.offset)
         self.settle()
 
-    def give_back(self, tasks: Iterable[Task]) -> None:
-        """Tasks that were taken were not run: they come next."""
-        for task in tasks:
-            self._lost.append(task)
-            self._wake_one()
-            self.settle()
+    def give_back(self, task: Task) -> None:
+        """A task that was taken was not run: it comes next."""
+        self._lost.append(task)
+        self._wake_one()
+        self.settle()
 
     def _unfinished(self) -> Generator[Task, None, None]:
         for key, offset, text in scan(self._path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from gymlet.rollout.collect import Job, Run
 from gymlet.rollout.executor import LocalExecutor
 from gymlet.rollout.files import RunFiles
+from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
 
 
@@ -17,7 +18,7 @@ async def run_agent(_agent, _row):
 
 
 async def main(folder):
-    job = Job(folder / "rows.jsonl", RunFiles(folder / "run.jsonl"), Expansion(agent_name="a"))
+    job = Job(open_source(folder / "rows.jsonl"), RunFiles(folder / "run.jsonl"), Expansion(agent_name="a"))
     with Run(job) as run:
         await run.collect(LocalExecutor(run_agent, parallel=8), stop=asyncio.Event())
 

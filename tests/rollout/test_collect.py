@@ -1,7 +1,9 @@
 """A run's files: every rollout once, whatever happens."""
 
 import asyncio
+import dataclasses
 import datetime
+import gzip
 import json
 import os
 import random
@@ -21,6 +23,7 @@ from gymlet.rollout.episode import Success
 from gymlet.rollout.executor import LocalExecutor, Node, NodeLost
 from gymlet.rollout.files import RunFiles, repair_tail
 from gymlet.rollout.metrics import MetricsSpec
+from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
 from gymlet.wire.errors import ProviderError, RequestError
 
@@ -35,7 +38,7 @@ def job(tmp_path):
         repeats = options.pop("num_repeats", None)
         prompt, overrides = options.pop("prompt", None), options.pop("overrides", {})
         expansion = Expansion(agent_name="a", num_repeats=repeats, prompt=prompt, overrides=overrides)
-        return Job(tmp_path / "rows.jsonl", RunFiles(tmp_path / "out" / "run.jsonl"), expansion, **options)
+        return Job(open_source(tmp_path / "rows.jsonl"), RunFiles(tmp_path / "out" / "run.jsonl"), expansion, **options)
 
     return make
 
@@ -273,7 +276,7 @@ CHANGES = {
     "the overrides": ({"overrides": {"temperature": 0.5}}, "expansion.overrides.temperature: was null, is 0.5"),
     "the prompt": ({"prompt": {"user": "{x}"}}, 'expansion.prompt: was null, is {"user":"{x}"}'),
     "the configuration": ({"config": {"m": {"model": "b"}}}, 'config.m.model: was "a", is "b"'),
-    "the data set": ({"rows": 4}, "input.blake2b: was"),
+    "the data set": ({"rows": 4}, "input.digest: was"),
 }
 
 
@@ -291,8 +294,24 @@ async def test_another_command_stops_and_says_what_differs(job, change, words):
 
 async def test_what_only_changes_the_speed_is_no_difference(job):
     await collect(job(1, config={"m": {"num_concurrent_requests": 1}}))
-    counts, notes = await collect(job(1, config={"m": {"num_concurrent_requests": 2}}))
+    counts, notes = await collect(job(1, config={"m": {"num_concurrent_requests": 2, "max_retries": 0}}))
     assert (counts.ok, notes) == (1, ["going on with run.jsonl"])
+
+
+async def test_the_same_rows_elsewhere_are_the_same_run(job, tmp_path):
+    await collect(job(1))
+    here = job(1)
+    moved = (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
+    counts, notes = await collect(dataclasses.replace(here, source=open_source(moved)))
+    assert (counts.ok, notes) == (1, ["going on with run.jsonl"])
+
+
+async def test_rows_may_be_compressed(job, tmp_path):
+    packed = tmp_path / "rows.jsonl.gz"
+    whole = job(3)
+    packed.write_bytes(gzip.compress((tmp_path / "rows.jsonl").read_bytes()))
+    counts, _ = await collect(dataclasses.replace(whole, source=open_source(packed)))
+    assert (counts.ok, keys(whole.files.output)) == (3, [(0, 0), (1, 0), (2, 0)])
 
 
 async def test_a_run_may_be_gone_on_with_all_the_same(job):

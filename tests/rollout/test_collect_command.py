@@ -17,6 +17,7 @@ from gymlet.cli.progress import Progress
 from gymlet.rollout.collect import Job, Run
 from gymlet.rollout.files import RunFiles
 from gymlet.rollout.pace import Pace
+from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
 from gymlet.serve.peers import RemoteAgents
 from gymlet.wire.errors import AgentError, GymletError, ProviderError
@@ -151,6 +152,20 @@ async def test_ctrl_c_twice_stops_now_and_keeps_what_is_committed(gate, collecto
     assert "3 of 20 rollouts" in out
 
 
+async def test_a_shard_that_there_is_not_is_told(gate, collector):
+    code, _, err = await end(await collector("+shard_index=2", "+num_shards=2"))
+    assert (code, gate.asked) == (2, 0)
+    assert "shard_index is 2; with num_shards=2 there are 0 to 1" in err
+
+
+async def test_a_shard_runs_its_own_tasks(gate, collector, tmp_path):
+    gate.let(100)
+    code, out, _ = await end(await collector("+shard_index=1", "+num_shards=3"))
+    tasks = [orjson.loads(line)["_ng_task_index"] for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    assert (code, sorted(tasks)) == (0, list(range(1, 20, 3)))
+    assert "7 of 7 rollouts" in out
+
+
 async def until_line(stream, words):
     async with asyncio.timeout(60):
         while words not in (await stream.readline()).decode():
@@ -196,7 +211,7 @@ async def test_a_run_under_way_shows_on_a_terminal_what_was_done_before(gate, co
     await process.communicate()
     expansion = Expansion(agent_name="mcqa_simple_agent")
     files = RunFiles(tmp_path / "out.jsonl")
-    with Run(Job(tmp_path / "rows.jsonl", files, expansion, resume=True, force_resume=True)) as run:
+    with Run(Job(open_source(tmp_path / "rows.jsonl"), files, expansion, resume=True, force_resume=True)) as run:
 
         async def limits():
             return Counter(limit=64, in_flight=12, queued=0, retries=3, throttled=0)

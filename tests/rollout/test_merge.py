@@ -11,6 +11,7 @@ from gymlet.rollout.executor import LocalExecutor
 from gymlet.rollout.files import RunFiles
 from gymlet.rollout.merge import agents_in, find_shards, merge
 from gymlet.rollout.metrics import MetricsSpec
+from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
 from gymlet.wire.errors import ProviderError
 
@@ -35,7 +36,7 @@ def job(tmp_path):
 
     def make(name, index=0, of=1):
         expansion = Expansion(agent_name="a", num_repeats=REPEATS, shard_index=index, num_shards=of)
-        return Job(tmp_path / "rows.jsonl", RunFiles(tmp_path / f"{name}.jsonl"), expansion)
+        return Job(open_source(tmp_path / "rows.jsonl"), RunFiles(tmp_path / f"{name}.jsonl"), expansion)
 
     return make
 

@@ -152,7 +152,8 @@ async def test_a_lost_nodes_tasks_come_first_and_late_ones_are_waited_for(tmp_pa
     with Todo(tmp_path / "tasks.jsonl", records, asyncio.Event()) as todo:
         lost, kept = await todo.take(2), await todo.take(2)
         todo.settle()
-        todo.give_back(lost)
+        for task in lost:
+            todo.give_back(task)
         assert [task.key[0] for task in await todo.take(9)] == [0, 1, 4]
         waiting = asyncio.create_task(todo.take(1))
         await asyncio.sleep(0.01)
