@@ -133,7 +133,7 @@ def _together(server: Server, ready: Callable[[Sequence[int]], None]) -> int:
         work=server.serve,
         run=run_worker,
         on_ready=ready,
-        on_stop=close,
+        close=close,
         stop_timeout_s=server.composition.head_server.shutdown_timeout_s + STOP_MARGIN_S,
         hub=lambda folder: Hub().serving(folder / HUB_SOCKET),
     )
