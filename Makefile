@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
+KILLS  ?= 200
 CONFIG ?= resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format cover bench soak clients corpus golden providers clean
+.PHONY: help install demo run test check format cover bench crash soak clients corpus golden providers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -36,8 +37,12 @@ format: $(VENV)/.dev  ## put the code into the one style
 cover: $(VENV)/.dev $(VENV)/.local  ## run the tests, and show which lines they miss
 	@$(BIN)/python -m pytest --cov=gymlet --cov=resources_servers --cov=responses_api_models --cov=responses_api_agents --cov-report=term-missing:skip-covered
 
-bench: $(VENV)/.dev  ## measure the server beside a handler that copies bytes
+bench: $(VENV)/.dev  ## measure the server beside a handler that copies bytes, the collector beside a bare loop
 	@$(BIN)/python scripts/bench.py
+	@$(BIN)/python scripts/bench_rollouts.py
+
+crash: $(VENV)/.dev  ## kill the collector at KILLS random moments, and count what became of every rollout
+	@$(BIN)/python scripts/crash.py --kills $(KILLS)
 
 soak: $(VENV)/.dev  ## send 100,000 requests at a provider that misbehaves, and check that each one ends
 	@$(BIN)/python scripts/soak.py

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, hide_in_log, note, run_async, run_command
+from gymlet.cli.cluster import ClusterAgents
+from gymlet.cli.command import compose_command, find_source, load_plugins
+from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
 from gymlet.cli.ng_run import build_gym
+from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
-from gymlet.config.compose import Composition, compose, read_mapping
-from gymlet.config.paths import find_file, missing_file
+from gymlet.config.compose import Composition, read_mapping, require_instances
+from gymlet.config.instances import find_instances
 from gymlet.config.problems import ConfigError, Problem
-from gymlet.config.schema import CollectOptions, HeadServer, bind
-from gymlet.config.secrets import hide_secrets
-from gymlet.rollout.collect import Event, Job, Run
+from gymlet.config.schema import CollectOptions, HeadServer
+from gymlet.config.secrets import HIDDEN, hide_secrets, names_secret
+from gymlet.rollout.collect import ATTEMPTS_VARIABLE, GRACE_S, Job, Run
+from gymlet.rollout.executor import Executor, LocalExecutor
+from gymlet.rollout.files import RunFiles, StorageError
 from gymlet.rollout.metrics import MetricsSpec
-from gymlet.rollout.records import RunFiles
 from gymlet.rollout.tasks import Expansion
-from gymlet.serve.launch import unknown_agent
+from gymlet.serve.launch import Gym, unknown_agent
 from gymlet.serve.peers import RemoteAgents
 from gymlet.wire.errors import GymletError
 
@@ -45,25 +44,15 @@ started. Exit codes: 0 complete, 3 incomplete, 2 a mistake in the command, 130 i
 """
 
 COMMAND = "ng_collect_rollouts"
-FRAME_S = 0.1
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MAX_PARALLEL = 16_384
+"""What "unlimited" means: more rollouts at once than any provider takes."""
 
 out = Console(highlight=False, soft_wrap=True)
 
 
-class Agents(Protocol):
-    """Agents in this process or of a running server."""
-
-    async def run_agent(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
-        """One rollout."""
-        ...
-
-    async def metrics_spec(self, name: str) -> MetricsSpec:
-        """What the agent's environment scores."""
-        ...
-
-    async def agent_names(self) -> list[str]:
-        """The agents there are."""
-        ...
+Agents = Gym | RemoteAgents | ClusterAgents
+"""In this process, of a running server, or on a cluster."""
 
 
 def main() -> None:
@@ -73,30 +62,16 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Collect, then aggregate."""
-    composition = compose(COMMAND, arguments)
-    hide_in_log(composition.tree)
-    for message in composition.notes:
-        note(message)
-    options = _options(composition)
-    return run_async(_collect(composition, options))
+    return run_async(_collect(*compose_command(COMMAND, arguments, CollectOptions)))
 
 
-def _options(composition: Composition) -> CollectOptions:
-    names = CollectOptions.__dataclass_fields__
-    given = {key: composition.tree[key] for key in names if key in composition.tree}
-    options, problems = bind(CollectOptions, given, where=COMMAND)
-    if options is None:
-        raise ConfigError(problems)
-    return options
-
-
-def _job(composition: Composition, options: CollectOptions) -> Job:
+def _job(config: dict[str, Any], options: CollectOptions) -> Job:
     prompt = read_mapping(options.prompt_config, "prompt_config") if options.prompt_config else None
     if prompt is not None and not prompt.get("user"):
         raise ConfigError([Problem("needs a 'user' template", key="prompt_config", source=options.prompt_config)])
     repeats = options.num_repeats
     return Job(
-        input_path=_input_path(options.input_jsonl_fpath),
+        source=find_source(options.input_jsonl_fpath, "input_jsonl_fpath"),
         files=RunFiles(Path(options.output_jsonl_fpath)),
         expansion=Expansion(
             agent_name=options.agent_name,
@@ -105,39 +80,64 @@ def _job(composition: Composition, options: CollectOptions) -> Job:
             add_seed=options.num_repeats_add_seed,
             overrides=options.responses_create_params,
             prompt=prompt,
+            shard_index=options.shard_index,
+            num_shards=options.num_shards,
         ),
-        config={each.name: {each.implementation: hide_secrets(each.options)} for each in composition.instances},
-        parallel=options.num_samples_in_parallel,
-        timeout_s=options.rollout_timeout_s,
+        config=config,
         resume=options.resume_from_cache,
         overwrite=options.overwrite,
         force_resume=options.force_resume,
     )
 
 
-def _input_path(name: str) -> Path:
-    path = find_file(name, Path.cwd())
-    if path is None:
-        raise ConfigError([missing_file(name, Path.cwd(), "input_jsonl_fpath")])
-    return path
-
-
 async def _collect(composition: Composition, options: CollectOptions) -> int:
-    job = _job(composition, options)
-    async with _agents(composition) as agents:
-        with Run(job) as run:
+    async with _agents(composition, options) as agents:
+        job = _job(await _configuration(composition, agents), options)
+        with _interruptible(), Run(job) as run:
             for message in run.notes:
                 note(message)
             specs = await _specs(agents, run)
-            interrupted = await _watch(run, agents)
-            run.finish()
-            if not options.disable_aggregation:
-                show_scores(out, run.aggregate(specs))
-        return _conclude(run, interrupted=interrupted, allow_incomplete=options.allow_incomplete)
+            return await _collect_and_score(run, agents, specs, options)
+
+
+async def _configuration(composition: Composition, agents: Agents) -> dict[str, Any]:
+    """What serves the run, here or over there, without its secrets: instance -> implementation -> options."""
+    tree = await agents.configuration() if isinstance(agents, RemoteAgents) else hide_secrets(composition.tree)
+    instances, _, _ = find_instances(tree, lambda _path: None)
+    return {each.name: {each.implementation: each.options} for each in instances}
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt at once: a large data set is read for minutes, and the loop does not turn."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+async def _collect_and_score(
+    run: Run, agents: Agents, specs: Mapping[str, MetricsSpec], options: CollectOptions
+) -> int:
+    try:
+        signals = await _watch(run, agents, options)
+        run.finish()
+        if not options.disable_aggregation and signals < 2:
+            show_scores(out, run.aggregate(specs))
+    except StorageError as error:
+        fail(str(error))
+        note(f"make room, then go on with\n  {resume_command(sys.argv[1:])}")
+        return EXIT_INCOMPLETE
+    return _conclude(run, interrupted=signals > 0, allow_incomplete=options.allow_incomplete)
 
 
 @asynccontextmanager
-async def _agents(composition: Composition) -> AsyncIterator[Agents]:
+async def _agents(composition: Composition, options: CollectOptions) -> AsyncIterator[Agents]:
+    if options.executor == "ray":
+        require_instances(composition)
+        yield ClusterAgents(composition.instances, load_plugins(composition))
+        return
     if composition.instances:
         async with build_gym(composition).running() as gym:
             yield gym
@@ -171,48 +171,50 @@ async def _specs(agents: Agents, run: Run) -> Mapping[str, MetricsSpec]:
     return {name: await agents.metrics_spec(name) for name in wanted}
 
 
-async def _watch(run: Run, agents: Agents) -> bool:
-    """Collect with a progress bar; True if a signal stopped it. A second signal stops it at once."""
-    stop = asyncio.Event()
-    this = asyncio.current_task()
+async def _watch(run: Run, agents: Agents, options: CollectOptions) -> int:
+    """Collect, and show how it goes; how many signals came: the first lets no more begin, the second stops at once."""
+    stop, signals = asyncio.Event(), 0
+    loop = asyncio.get_running_loop()
+    collecting = asyncio.create_task(run.collect(_executor(run, agents, options), stop=stop))
 
     def on_signal() -> None:
-        if stop.is_set() and this is not None:
-            this.cancel()
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            note(f"no rollout begins any more; those in flight get {GRACE_S:g} s; again to stop at once")
+        else:
+            collecting.cancel()
         stop.set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         loop.add_signal_handler(number, on_signal)
-    counts = run.counts
-    with _progress() as progress:
-        bar = progress.add_task("rollouts", total=counts.expected, completed=counts.ok, failed=counts.failed)
-        try:
-            await run.collect(agents.run_agent, stop=stop, on_event=lambda event: _advance(progress, bar, event))
-        except asyncio.CancelledError:
-            if not stop.is_set():
-                raise
-    return stop.is_set()
+    try:
+        async with shown(run, partial(_limits, agents)):
+            await asyncio.wait({collecting})
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+        collecting.cancel()
+    if not collecting.cancelled():
+        collecting.result()
+    return signals
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        refresh_per_second=1 / FRAME_S,
-    )
+def _executor(run: Run, agents: Agents, options: CollectOptions) -> Executor:
+    parallel, timeout_s = options.num_samples_in_parallel, options.rollout_timeout_s
+    if isinstance(agents, ClusterAgents):
+        return agents.executor(options.ray_address, parallel=parallel, timeout_s=timeout_s)
+    parallel = min(parallel or MAX_PARALLEL, max(1, run.remaining))
+    return LocalExecutor(agents.run_agent, parallel=parallel, timeout_s=timeout_s)
 
 
-def _advance(progress: Progress, bar: TaskID, event: Event) -> None:
-    if event == "ok":
-        progress.advance(bar)
-    elif event == "failed":
-        progress.update(bar, failed=progress.tasks[0].fields["failed"] + 1)
+async def _limits(agents: Agents) -> Counter[str]:
+    """The state of all models' endpoints, added up."""
+    total: Counter[str] = Counter()
+    with suppress(GymletError):  # a server that is gone: each rollout says so
+        for state in (await agents.limits()).values():
+            total.update({name: state.get(name, 0) for name in LIMITS})
+    return total
 
 
 def _conclude(run: Run, *, interrupted: bool, allow_incomplete: bool) -> int:
@@ -221,9 +223,30 @@ def _conclude(run: Run, *, interrupted: bool, allow_incomplete: bool) -> int:
     if counts.failed:
         out.print(f"{counts.failed} failed, see {files.failures}", markup=False)
     if interrupted:
-        note("interrupted; the same command goes on from here")
+        note(f"interrupted; the same command goes on from here:\n  {resume_command(sys.argv[1:])}")
         return EXIT_INTERRUPTED
-    if counts.ok < counts.expected and not allow_incomplete:
-        note("incomplete; the same command tries what failed again")
-        return EXIT_INCOMPLETE
-    return EXIT_OK
+    if counts.ok >= counts.expected:
+        return EXIT_OK
+    note(_how_to_go_on(run))
+    return EXIT_OK if allow_incomplete else EXIT_INCOMPLETE
+
+
+def _how_to_go_on(run: Run) -> str:
+    given_up = run.given_up
+    words = f"incomplete; the same command tries again what is missing:\n  {resume_command(sys.argv[1:])}"
+    if given_up == 0:
+        return words
+    told = f"{given_up} will not be tried again: they failed for good, or {run.max_attempts} times"
+    more = f"{ATTEMPTS_VARIABLE}={2 * run.max_attempts} before the command allows more"
+    return f"{told}; {more}" if given_up == run.remaining else f"{words}\n{told}; {more}"
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """The command that goes on: without what would start afresh, and without the values of secrets."""
+    kept = [argument for argument in arguments if argument.lstrip("+").partition("=")[0] != "overwrite"]
+    return shlex.join([COMMAND, *map(_without_secret, kept)])
+
+
+def _without_secret(argument: str) -> str:
+    key, is_set, _ = argument.partition("=")
+    return f"{key}={HIDDEN}" if is_set and names_secret(key) else argument

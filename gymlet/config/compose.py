@@ -45,6 +45,20 @@ from gymlet.config.secrets import names_secret
 
 ENV_FILE = "env.yaml"
 COMMAND_LINE = "the command line"
+NO_MODEL: dict[str, Any] = {
+    "policy_model": {
+        "responses_api_models": {
+            "inference_provider": {
+                "entrypoint": "app.py",
+                "base_url": "http://model.invalid/v1",
+                "api_key": "",
+                "model": "none",
+            }
+        }
+    }
+}
+"""Stands where agents refer to a model, for commands that ask none."""
+
 _HYDRA_VERSION = "1.3"
 _UNKNOWN_KEY = re.compile(r"Could not (?:override|delete) '([^']+)'|Could not delete from config\. '([^']+)'")
 _UNRESOLVED = re.compile(r"Interpolation key '([^']+)' not found")
@@ -67,8 +81,13 @@ class Composition:
     notes: tuple[str, ...]
 
 
-def compose(command: str, overrides: Sequence[str], *, cwd: Path | None = None) -> Composition:
-    """The configuration of ``command``. Raises ConfigError with every mistake."""
+def compose(
+    command: str, overrides: Sequence[str], *, cwd: Path | None = None, without_model: bool = False
+) -> Composition:
+    """The configuration of ``command``. Raises ConfigError with every mistake.
+
+    ``without_model``: nothing will be asked, and ``policy_model`` need not be configured.
+    """
     cwd = cwd or Path.cwd()
     parsed = _parse(overrides)
     env_path = cwd / ENV_FILE
@@ -78,7 +97,7 @@ def compose(command: str, overrides: Sequence[str], *, cwd: Path | None = None) 
     if files.problems:
         raise ConfigError(files.problems)
     layers = [Layer(f"conf/{command}.yaml", _primary(command)), *files.layers, Layer(str(env_path), env)]
-    merged = merge_layers(layers) | {"config_paths": files.names}
+    merged = (NO_MODEL if without_model else {}) | merge_layers(layers) | {"config_paths": files.names}
     tree = _override(command, merged, parsed)
     layers.append(Layer(COMMAND_LINE, _command_line(parsed)))
     return _check(tree, files, layers, parsed)
@@ -112,7 +131,7 @@ def _check(tree: dict[str, Any], files: ConfigFiles, layers: list[Layer], parsed
 
 def require_instances(composition: Composition) -> None:
     """Raise ConfigError where nothing is to be served."""
-    if not composition.instances:
+    if not any(instance.source for instance in composition.instances):
         example = "ng_run '+config_paths=[resources_servers/mcqa/configs/mcqa.yaml,…]'"
         raise ConfigError([Problem(f"no server instance is configured; name config files, e.g. {example}")])
 

@@ -32,7 +32,8 @@ def missing_file(name: str, cwd: Path, key: str | None = None) -> Problem:
     """The problem with a file that is nowhere: where it was looked for, and what has a name like it."""
     looked = [name] if Path(name).is_absolute() else [str(root / name) for root in search_roots(cwd)]
     folders = [Path(place).parent for place in looked]
-    beside = {path.name for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
+    kin = f"*{Path(name).suffix or '.yaml'}"
+    beside = {path.name for folder in folders if folder.is_dir() for path in folder.glob(kin)}
     hint = f" {near_miss(Path(name).name, beside, instead='beside it there are')}" if beside else ""
     places = "".join(f"\n    {place}" for place in looked)
     return Problem(f"config file '{name}' is not there; is it spelled correctly?{hint}\n  looked for:{places}", key=key)

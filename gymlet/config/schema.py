@@ -205,6 +205,16 @@ class CollectOptions:
     disable_aggregation: bool = False
     allow_incomplete: bool = False
     rollout_timeout_s: PositiveFloat | None = None
+    shard_index: NonNegativeInt = 0
+    num_shards: PositiveInt = 1
+    executor: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a shard that there is not."""
+        if self.shard_index >= self.num_shards:
+            there = "0" if self.num_shards == 1 else f"0 to {self.num_shards - 1}"
+            raise ValueError(f"shard_index is {self.shard_index}; with num_shards={self.num_shards} there are {there}")
 
 
 T = TypeVar("T")
@@ -231,7 +241,8 @@ def bind(
             try:
                 values[name] = _convert(options[name], hints[name])
             except ValueError as error:
-                problems.append(Problem(str(error), key=f"{where}.{name}", source=sources.get(name)))
+                message = f"{error}{_choices(options[name], hints[name])}"
+                problems.append(Problem(message, key=f"{where}.{name}", source=sources.get(name)))
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             problems.append(Problem("is required", key=f"{where}.{name}", source=next(iter(sources.values()), None)))
     if problems:
@@ -250,6 +261,12 @@ def _convert(value: object, hint: Any) -> Any:
         if _mentions(kind, hint):
             return [check(each) for each in converted] if isinstance(converted, list) else check(converted)
     return converted
+
+
+def _choices(value: object, hint: Any) -> str:
+    """What a value that is one of a few might have been."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    return f"; {near_miss(str(value), choices)}" if choices else ""
 
 
 def _checked_url(url: str) -> str:

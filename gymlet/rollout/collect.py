@@ -1,31 +1,39 @@
 """Collects a run: tasks from a file, rollouts at bounded concurrency, rows to a file; nothing grows with the data set.
 
-A fixed number of workers pull from one stream of tasks; a failed rollout is a line in another file, never the end.
+Whoever runs rollouts takes tasks from one ``Todo``; what comes back is committed before the next is taken. A failed
+rollout is a line in another file, never the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import orjson
 
 from gymlet.rollout import manifest
-from gymlet.rollout.episode import Failure, RunAgent, Success, run
-from gymlet.rollout.metrics import TASK, Aggregator, MetricsSpec
-from gymlet.rollout.records import Records, RunFiles, compare_manifest, key_of, materialize, read_rows, write_json
+from gymlet.rollout.compact import KeySet
+from gymlet.rollout.episode import Ended, Failure, Success, failed
+from gymlet.rollout.executor import Executor, Node, NodeLost
+from gymlet.rollout.files import RunFiles, StorageError, read_rows, stamped_first, storing, write_json
+from gymlet.rollout.keys import Key, key_of
+from gymlet.rollout.metrics import MetricsSpec
+from gymlet.rollout.records import Records
+from gymlet.rollout.scores import score_run, write_scores
+from gymlet.rollout.sources import Source
 from gymlet.rollout.tasks import Expander, Expansion
-from gymlet.wire.errors import RequestError
+from gymlet.rollout.todo import Task, Todo
+from gymlet.rollout.whole_file import whole_file
+from gymlet.wire.errors import AgentError, GymletError, RequestError
 
 Json = dict[str, Any]
 ATTEMPTS_VARIABLE = "NEMO_GYM_MAX_ROLLOUT_ATTEMPTS"
 DEFAULT_MAX_ATTEMPTS = 3
-MAX_WORKERS = 16_384
-"""What "unlimited" means: more rollouts at once than any provider takes."""
-
 GRACE_S = 5.0
 """What rollouts in flight get to end in, once the run is to stop."""
 
@@ -34,15 +42,13 @@ GRACE_S = 5.0
 class Job:
     """One run: what to run, where to keep it, and what to do with what is there.
 
-    ``config`` is the configuration without its secrets, for the manifest; ``parallel`` is None for no limit.
+    ``config`` is the configuration without its secrets, for the manifest.
     """
 
-    input_path: Path
+    source: Source
     files: RunFiles
     expansion: Expansion
     config: Json = field(default_factory=dict)
-    parallel: int | None = None
-    timeout_s: float | None = None
     resume: bool | None = None
     overwrite: bool = False
     force_resume: bool = False
@@ -62,59 +68,75 @@ class Counts:
         return self.expected - self.ok - self.failed
 
 
-Event = Literal["ok", "failed", "dropped"]
-
-
 class Run:
     """A run that was prepared. Owns its records; use it as a context manager."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.notes: list[str] = []
-        self._records = Records(job.files)
-        self._max_attempts = max_attempts()
-        self.expected = 0
+        self.max_attempts = max_attempts()
+        self._records = Records(job.files, self.max_attempts)
+        self._tally = Tally()
+        self._lost = KeySet()
+        self.ended = 0
+        """Rollouts that ended since the run began, well or not."""
 
     def __enter__(self) -> Run:
         self._records.__enter__()
         try:
             self._prepare()
             self._records.open()
+            self._before = Counts(self.expected, len(self._records.done), self._records.failed)
         except BaseException:
             self._records.__exit__()
             raise
-        self.notes += self._records.notes
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._records.__exit__(*exc)
 
     @property
+    def expected(self) -> int:
+        """Rollouts wanted."""
+        return sum(self._tally.tasks.values())
+
+    @property
     def counts(self) -> Counts:
         """How far the run is."""
-        ok = len(self._records.done)
-        failed = sum(1 for key in self._records.attempts if key not in self._records.done)
-        return Counts(self.expected, ok, failed)
+        records, before = self._records, self._before
+        ok = self._tally.done + len(records.done) - before.ok
+        return Counts(self.expected, ok, self._tally.failed + records.failed - before.failed)
+
+    @property
+    def remaining(self) -> int:
+        """Rollouts without a row; some may not be tried again."""
+        return self.expected - self.counts.ok
+
+    @property
+    def given_up(self) -> int:
+        """Rollouts that failed for good, or too often to be tried again."""
+        return self._records.given_up
 
     def agents(self) -> list[str]:
         """The agents that the tasks name."""
-        return sorted({row["agent_ref"]["name"] for row in read_rows(self.job.files.inputs)})
+        return sorted(self._tally.tasks)
 
-    async def collect(self, run_agent: RunAgent, *, stop: asyncio.Event, on_event: Callable[[Event], None]) -> None:
-        """Run what remains; after ``stop`` no task begins, and those in flight get GRACE_S."""
-        todo = self._records.remaining(self._max_attempts)
-        workers = min(self.job.parallel or MAX_WORKERS, max(1, self.expected - len(self._records.done)))
-        work = asyncio.create_task(self._work(todo, workers, run_agent, stop, on_event))
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({work}, timeout=None if not stop.is_set() else GRACE_S)
-        finally:
-            for task in (work, stopped):
-                task.cancel()
-            await asyncio.wait({work, stopped})
-        if not work.cancelled():
-            work.result()
+    async def collect(self, executor: Executor, *, stop: asyncio.Event) -> None:
+        """Run what remains; after ``stop`` no task begins, and those in flight get GRACE_S. Raises StorageError."""
+        with Todo(self.job.files.inputs, self._records, stop) as todo:
+            work = asyncio.create_task(self._work(executor, todo))
+            stopped = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                todo.close()
+                await asyncio.wait({work}, timeout=GRACE_S)
+            finally:
+                for task in (work, stopped):
+                    task.cancel()
+                await asyncio.wait({work, stopped})
+            self._records.flush()
+            if not work.cancelled():
+                work.result()
 
     def finish(self) -> None:
         """Write the end and the counts into the manifest."""
@@ -123,91 +145,168 @@ class Run:
 
     def aggregate(self, specs: Mapping[str, MetricsSpec]) -> list[Json]:
         """The scores of each agent, over old and new rows; written beside the output."""
-        entries = list(_aggregate(self.job.files, specs))
-        write_json(self.job.files.metrics, entries)
-        return entries
+        files = self.job.files
+        inputs, rows, failures = (read_rows(path) for path in (files.inputs, files.output, files.failures))
+        scores = score_run(specs, inputs=inputs, rows=rows, failures=failures)
+        with storing(files.metrics):
+            return write_scores(files.metrics, scores)
 
-    async def _work(
-        self,
-        todo: Iterator[Json],
-        workers: int,
-        run_agent: RunAgent,
-        stop: asyncio.Event,
-        on_event: Callable[[Event], None],
-    ) -> None:
-        async def worker() -> None:
-            while not stop.is_set() and (task := next(todo, None)) is not None:
-                ended = await run(task, run_agent, timeout_s=self.job.timeout_s)
-                on_event(self._commit(ended))
+    async def _work(self, executor: Executor, todo: Todo) -> None:
+        await executor.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._use_nodes(group, executor, todo))
+                await todo.over.wait()
+                watch.cancel()
+        except* GymletError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await executor.stop()
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(worker())
+    async def _use_nodes(self, group: asyncio.TaskGroup, executor: Executor, todo: Todo) -> None:
+        used: set[Node] = set()
+        async for nodes in executor.nodes():
+            for node in set(nodes) - used:
+                for _ in range(node.leases):
+                    group.create_task(self._take_leases(executor, node, todo))
+            used.update(nodes)
 
-    def _commit(self, ended: object) -> Event:
+    async def _take_leases(self, executor: Executor, node: Node, todo: Todo) -> None:
+        while lease := await todo.take(node.tasks):
+            if self._records.broken is not None:
+                raise self._records.broken
+            out = {task.key: task for task in lease}
+            try:
+                async for batch in executor.submit(node, lease):
+                    for ended in batch:
+                        self._commit(ended, out, todo)
+            except NodeLost:
+                self._take_back(out.values(), todo)
+                return
+
+    def _take_back(self, tasks: Iterable[Task], todo: Todo) -> None:
+        """Tasks of a lost node come next; one that was on two of them may have broken both, and is filed."""
+        for task in tasks:
+            if self._lost.add(*task.key):
+                todo.give_back(task)
+            else:
+                error = AgentError(
+                    "the node that ran it was lost, and so was another one before; the next run tries it"
+                )
+                self._append(failed(task.row(), error))
+                todo.settle()
+
+    def _commit(self, ended: Ended, out: dict[Key, Task], todo: Todo) -> None:
+        """Keep how a task ended, if it is still out: what comes twice is dropped.
+
+        All that ends in one turn of the loop is written at the end of it, in one write, before another task begins.
+        """
+        task = out.pop(ended.key, None)
+        if task is None:
+            return
+        self._append(ended)
+        if isinstance(ended, Failure) and not self._records.is_over(ended.key):
+            todo.again(task, ended.failure_class)
+        else:
+            todo.settle()
+
+    def _append(self, ended: Ended) -> None:
+        self.ended += 1
+        if not self._records.waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
         match ended:
-            case Success(row):
-                self._records.append(row)
-                return "ok"
-            case Failure(row):
-                self._records.append_failure(row)
-                return "failed"
-        return "dropped"
+            case Success(key, line):
+                self._records.append(key, line)
+            case Failure(key, line, _, terminal):
+                self._records.append_failure(key, line, terminal=terminal)
+
+    def _flush(self) -> None:
+        with suppress(StorageError):  # whoever takes the next task raises it
+            self._records.flush()
 
     def _prepare(self) -> None:
         job, files = self.job, self.job.files
-        self._manifest = manifest.describe(job.input_path, expansion=asdict(job.expansion), config=job.config)
+        self._manifest = manifest.describe(job.source, expansion=asdict(job.expansion), config=job.config)
         if job.overwrite:
-            moved = files.set_aside()
-            self.notes += [f"moved aside: {', '.join(path.name for path in moved)}"] if moved else []
-        if self._resumes():
-            self.notes.append(f"going on with {files.output.name}")
-            if not job.force_resume:
-                self.expected = sum(1 for _ in read_rows(files.inputs))
-                return
+            self._set_aside(files.all())
+        earlier = self._earlier()
+        if earlier is None:
+            self._set_aside([files.failures])
+        self._records.learn()
+        self.notes += self._records.notes
+        if earlier is None or (earlier and manifest.differences(earlier, self._manifest)):
+            self._materialize()
         else:
-            files.failures.unlink(missing_ok=True)
-        expander = Expander(job.expansion, str(job.input_path))
-        with job.input_path.open("rb") as lines:
-            self.expected = materialize(
-                files.inputs, expander.expand(lines), lambda: self.notes.extend(expander.finish())
-            )
-        write_json(files.manifest, self._manifest)
+            self._go_on(earlier)
 
-    def _resumes(self) -> bool:
-        """Whether there is something to go on with. Raises RequestError where that must be asked first."""
+    def _set_aside(self, paths: Iterable[Path]) -> None:
+        moved = self.job.files.set_aside(paths)
+        self.notes += [f"moved aside: {', '.join(path.name for path in moved)}"] if moved else []
+
+    def _earlier(self) -> Json | None:
+        """The manifest of the run to go on with, empty if it has none; None to begin afresh.
+
+        Raises RequestError where that must be asked first.
+        """
         job, files = self.job, self.job.files
         if files.manifest.exists() and files.inputs.exists() and job.resume is not False:
-            compare_manifest(files.manifest, self._manifest, force=job.force_resume)
-            return True
-        if not files.output.exists():
-            return False
+            return manifest.compare(files.manifest, self._manifest, force=job.force_resume)
+        if not files.output.exists() or files.output.stat().st_size == 0:
+            return None
         if job.resume and files.inputs.exists():
-            return True
+            return {}
         raise RequestError(
             f"{files.output} is there already; +resume_from_cache=true goes on with it, "
             "+overwrite=true moves it aside and starts afresh"
         )
+
+    def _go_on(self, earlier: Json) -> None:
+        self.notes.append(f"going on with {self.job.files.output.name}")
+        if "tasks" in earlier:
+            self._tally = Tally.known(earlier["tasks"], self._records)
+        else:
+            for row in read_rows(self.job.files.inputs):
+                self._tally.add(row, self._records)
+        self._manifest |= {"started": earlier.get("started"), "tasks": self._tally.tasks}
+
+    def _materialize(self) -> None:
+        job, files = self.job, self.job.files
+        expander = Expander(job.expansion, job.source.label, unit=job.source.unit)
+        rows = (self._tally.add(row, self._records) for row in expander.expand(job.source.lines()))
+        with storing(files.inputs), whole_file(files.inputs) as file:
+            file.writelines(orjson.dumps(stamped_first(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+            self.notes += expander.finish()
+        self._manifest["tasks"] = self._tally.tasks
+        write_json(files.manifest, self._manifest)
+
+
+class Tally:
+    """How many tasks each agent has, and how many of them were done, or had failed, before this run."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, int] = {}
+        self.done = 0
+        self.failed = 0
+
+    @classmethod
+    def known(cls, tasks: Mapping[str, int], records: Records) -> Tally:
+        """Of a run that all its records belong to."""
+        tally = cls()
+        tally.tasks, tally.done, tally.failed = dict(tasks), len(records.done), records.failed
+        return tally
+
+    def add(self, row: Json, records: Records) -> Json:
+        """Count one task, and pass it on."""
+        name, key = row["agent_ref"]["name"], key_of(row)
+        self.tasks[name] = self.tasks.get(name, 0) + 1
+        if key in records.done:
+            self.done += 1
+        elif records.attempts[key]:
+            self.failed += 1
+        return row
 
 
 def max_attempts() -> int:
     """NEMO_GYM_MAX_ROLLOUT_ATTEMPTS, or 3 where it is no positive number."""
     text = os.environ.get(ATTEMPTS_VARIABLE, "")
     return int(text) if text.isdecimal() and int(text) > 0 else DEFAULT_MAX_ATTEMPTS
-
-
-def _aggregate(files: RunFiles, specs: Mapping[str, MetricsSpec]) -> Iterator[Json]:
-    expected: dict[str, Counter[int]] = {name: Counter() for name in specs}
-    for row in read_rows(files.inputs):
-        expected[row["agent_ref"]["name"]][row[TASK]] += 1
-    aggregators = {name: Aggregator(spec) for name, spec in specs.items()}
-    done = set()
-    for row in read_rows(files.output):
-        aggregators[row["agent_ref"]["name"]].add(row)
-        done.add(key_of(row))
-    failed: dict[str, set[tuple[int, int]]] = {name: set() for name in specs}
-    for row in read_rows(files.failures):
-        if key_of(row) not in done:
-            failed[row["agent_ref"]["name"]].add(key_of(row))
-    for name, aggregator in aggregators.items():
-        yield {"agent_ref": {"name": name}, **aggregator.result(expected[name], failed=len(failed[name]))}

@@ -7,8 +7,11 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
+import orjson
+
+from gymlet.rollout.keys import Key, key_of
 from gymlet.rollout.manifest import now
 from gymlet.rollout.metrics import ROLLOUT, TASK
 from gymlet.wire.errors import AgentError, GymletError, VerifierError
@@ -19,25 +22,35 @@ RunAgent = Callable[[str, Json], Awaitable[Json]]
 
 SCHEMA_VERSION = 1
 STAMPS = (TASK, ROLLOUT, "agent_ref", "_ng_attempt_index")
+_ORJSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
 
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """A verified rollout; the row to keep."""
+    """A verified rollout; the line to keep."""
 
-    row: Json
+    key: Key
+    line: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A rollout that ended without a score; the row for the failures file."""
+    """A rollout that ended without a score; the line for the failures file.
 
-    row: Json
+    ``terminal``: never to be tried again.
+    """
+
+    key: Key
+    line: bytes
+    failure_class: str
+    terminal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class NotKept:
-    """The agent asked to keep nothing (``_ng_no_persist``): the run goes on as if it had not been tried."""
+    """The agent asked to keep nothing (``_ng_no_persist``): as if it had not been tried, but not again in this run."""
+
+    key: Key
 
 
 Ended = Success | Failure | NotKept
@@ -46,45 +59,78 @@ Ended = Success | Failure | NotKept
 async def run(task: Json, run_agent: RunAgent, *, timeout_s: float | None = None) -> Ended:
     """Run one task. Never raises but for cancellation: a bad rollout is data."""
     started = time.perf_counter()
-    try:
-        async with asyncio.timeout(timeout_s):
-            reply = await run_agent(task["agent_ref"]["name"], task)
-        _check_reward(reply)
-    except TimeoutError as error:
-        return _failed(task, GymletError(_late(error, timeout_s), failure_class="timeout"))
-    except GymletError as error:
-        return _failed(task, error)
-    except Exception as error:  # noqa: BLE001  whatever an agent does, the other rollouts go on
-        return _failed(task, AgentError(f"{type(error).__name__}: {error}"))
-    if reply.get("_ng_no_persist"):
-        return NotKept()
     stamps = {key: task[key] for key in STAMPS if key in task}
-    if reply.get("_ng_failure_class"):
-        return Failure({**task, **reply, **stamps})
-    total_s = time.perf_counter() - started
+    try:
+        reply = await _reply(task, run_agent, timeout_s)
+        return _ended(task, reply, stamps, total_s=time.perf_counter() - started)
+    except GymletError as error:
+        return failed(task | stamps, error)
+    except asyncio.CancelledError:
+        if _is_being_cancelled():
+            raise
+        return failed(task | stamps, AgentError("the agent cancelled itself"))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever an agent does, the other rollouts go on
+        return failed(task | stamps, AgentError(f"{type(error).__name__}: {error}"))
+
+
+async def _reply(task: Json, run_agent: RunAgent, timeout_s: float | None) -> Json:
+    if timeout_s is None:
+        return await run_agent(task["agent_ref"]["name"], task)
+    try:
+        async with asyncio.timeout(timeout_s) as deadline:
+            return await run_agent(task["agent_ref"]["name"], task)
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise GymletError(f"not ended after {timeout_s:g} s", failure_class="timeout") from error
+
+
+def _is_being_cancelled() -> bool:
+    this = asyncio.current_task()
+    return this is not None and this.cancelling() > 0
+
+
+def _ended(task: Json, reply: Json, stamps: Json, *, total_s: float) -> Ended:
+    """Raises VerifierError for a reply without a reward, TypeError for one that is no JSON."""
+    if not isinstance(reply, dict):
+        raise AgentError(f"the agent answered with {type(reply).__name__}, not with an object")
+    if reply.get("_ng_no_persist"):
+        return NotKept(key_of(stamps))
+    failure_class = reply.get("_ng_failure_class")
+    if failure_class:
+        return _filed(task, reply, stamps, str(failure_class))
+    if not _is_reward(reply.get("reward")):
+        raise VerifierError(f"the verifier answered without a finite reward: {reply.get('reward')!r}")
     times = {**(reply.get("_ng_timings") or {}), "total_s": round(total_s, 6)}
-    return Success({**task, **reply, **stamps, "_ng_schema_version": SCHEMA_VERSION, "_ng_timings": times})
+    row = {**stamps, **task, **reply, **stamps, "_ng_schema_version": SCHEMA_VERSION, "_ng_timings": times}
+    return Success(key_of(stamps), orjson.dumps(row, option=_ORJSON))
 
 
-def _check_reward(reply: Json) -> None:
-    if reply.get("_ng_failure_class") or reply.get("_ng_no_persist"):
-        return
-    reward = reply.get("reward")
-    if not isinstance(reward, bool | int | float) or not math.isfinite(reward):
-        raise VerifierError(f"the verifier answered without a finite reward: {reward!r}")
+def _is_reward(value: object) -> TypeGuard[float]:
+    if isinstance(value, float | int):
+        return math.isfinite(value)
+    return hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0 and math.isfinite(float(value))  # type: ignore[arg-type]  # a number of numpy
 
 
-def _late(error: TimeoutError, timeout_s: float | None) -> str:
-    return f"not ended after {timeout_s:g} s" if timeout_s else str(error) or "timed out"
+def _filed(task: Json, reply: Json, stamps: Json, failure_class: str) -> Failure:
+    """The failure that an agent or a verifier answered with."""
+    told = {"class": failure_class, "message": str(reply.get("_ng_failure_message") or "the reply says so")}
+    row = {**stamps, **task, "error": _error(stamps, told), **reply, **stamps}
+    terminal = reply.get("_ng_failure_terminal") is True
+    return Failure(key_of(stamps), orjson.dumps(row, option=_ORJSON), failure_class, terminal)
 
 
-def _failed(task: Json, error: GymletError) -> Failure:
-    told = {
-        "class": error.failure_class,
-        "message": error.message,
-        "status": error.status,
-        "code": error.code,
-        "attempt": task.get("_ng_attempt_index", 0),
-        "when": now(),
-    }
-    return Failure({**task, "_ng_failure_class": error.failure_class, "error": told})
+def failed(task: Json, error: GymletError) -> Failure:
+    """The failure that an error was."""
+    told = {"class": error.failure_class, "message": error.message, "status": error.status, "code": error.code}
+    for name in ("provider", "request_id"):
+        if getattr(error, name, None) is not None:
+            told[name] = getattr(error, name)
+    stamps = {TASK: task[TASK], ROLLOUT: task[ROLLOUT]}
+    row = {**stamps, **task, "_ng_failure_class": error.failure_class, "error": _error(task, told)}
+    return Failure(key_of(task), orjson.dumps(row, option=_ORJSON | orjson.OPT_NON_STR_KEYS), error.failure_class)
+
+
+def _error(stamps: Json, told: Json) -> Json:
+    attempt = stamps.get("_ng_attempt_index", 0)
+    return {"class": None, "message": None, "status": None, "provider": None, **told, "attempt": attempt, "when": now()}

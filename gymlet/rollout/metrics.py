@@ -1,29 +1,33 @@
 """Scores of verified rollouts: means, pass@k, majority@k, with counts and intervals.
 
-The names and formulas are NeMo Gym's (pass@k after Chen et al. 2021, "Evaluating Large Language Models Trained on
-Code"); all scores are in percent. Rows are read one by one and kept as columns of numbers, not as rows: a million
-rollouts of ten numbers take some hundred megabytes at most, whatever their replies were.
+The names are NeMo Gym's; all scores are in percent. Rows are read one by one, in any order, and kept as columns of
+numbers: 8 bytes a number, 32 a row, whatever the replies were. Results are made one task at a time.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import statistics
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
+
+from gymlet.rollout.compact import TaskCounts
+from gymlet.rollout.intervals import Clusters
+from gymlet.rollout.pass_majority import NO_ANSWER, PassMajority
+from gymlet.wire.errors import RequestError
 
 Json = dict[str, Any]
 
 TASK = "_ng_task_index"
 ROLLOUT = "_ng_rollout_index"
-NO_ANSWER = "no_answer"
 
-_T_975 = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}
-_Z_975 = 1.959964
+BUCKET_ROWS = 1 << 14
+"""How many rows are put in order at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +52,16 @@ class MetricsSpec:
         return cls(dict(payload["scores"]), payload["answer_key"], tuple(payload["key_metrics"]))
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """What is kept of one row: its numbers, and its answer's number (-1: none)."""
-
-    index: int
-    values: Mapping[str, float]
-    answer: int
-
-
 def aggregate(spec: MetricsSpec, rows: Iterable[Json]) -> Json:
     """The metrics of rows that are all at hand, as /aggregate_metrics answers."""
     aggregator = Aggregator(spec)
     for row in rows:
         aggregator.add(row)
     return aggregator.result()
+
+
+_Group = tuple[int, list[int]]
+"""A task, and the places of its rows."""
 
 
 class Aggregator:
@@ -74,154 +73,154 @@ class Aggregator:
         self._rollouts = array("q")
         self._answers = array("q")
         self._columns: dict[str, array[float]] = {}
-        self._answer_ids: dict[str, int] = {}
+
+    @property
+    def rows(self) -> int:
+        """How many were added."""
+        return len(self._tasks)
 
     def add(self, row: Json) -> None:
-        """Count one verified row; its order among the others does not matter."""
+        """Count one verified row; its order among the others does not matter. Raises RequestError for a wrong index."""
+        task, rollout = index_of(row, TASK), index_of(row, ROLLOUT)
         count = len(self._tasks)
-        for name, value in _numbers(row):
+        for name, value in numbers(row).items():
             column = self._columns.get(name)
             if column is None:
                 column = self._columns[name] = array("d")
             column.extend([math.nan] * (count - len(column)))
             column.append(value)
-        self._tasks.append(row.get(TASK, 0))
-        self._rollouts.append(row.get(ROLLOUT, 0))
+        self._tasks.append(task)
+        self._rollouts.append(rollout)
         answer = row.get(self._spec.answer_key) if self._spec.answer_key else None
-        self._answers.append(-1 if answer is None else self._answer_ids.setdefault(str(answer), len(self._answer_ids)))
+        self._answers.append(-1 if answer is None else hash(str(answer)))  # hash() never gives -1
 
     def result(self, expected: Mapping[int, int] | None = None, *, failed: int = 0) -> Json:
-        """group_level_metrics, agent_metrics, key_metrics and intervals.
+        """Groups and summary as one value, for as many tasks as one likes to hold; ``expected`` is by task."""
+        counts = None if expected is None else TaskCounts.of(expected)
+        return {"group_level_metrics": list(self.groups(counts)), **self.summary(counts, failed=failed)}
 
-        ``expected``: rollouts wanted of each task; ``failed``: how many ended without a row.
+    def summary(self, expected: TaskCounts | None = None, *, failed: int = 0) -> Json:
+        """agent_metrics, key_metrics and intervals.
+
+        ``expected``: rollouts wanted of each task, None where nobody knows; ``failed``: how many ended without a row.
         """
-        groups = list(self._groups())
-        if not groups and not expected:
-            return {"group_level_metrics": [], "agent_metrics": {}, "key_metrics": {}, "intervals": {}}
-        every = [rollout.values for _, rollouts in groups for rollout in rollouts]
-        scored = [[self._scores(rollout) for rollout in rollouts] for _, rollouts in groups]
-        answers = [[rollout.answer for rollout in rollouts] for _, rollouts in groups]
-        agent = _describe(every, self._columns) | _pass_majority(scored, answers, majority=bool(self._spec.answer_key))
-        wanted = expected or {task: len(rollouts) for task, rollouts in groups}
+        passes = PassMajority(majority=self._spec.answer_key is not None)
+        clusters = {name: Clusters() for name in self._score_names()}
+        for places in self._by_task():
+            scores = [self._scores(at) for at in places]
+            passes.add(scores, [None if self._answers[at] == -1 else self._answers[at] for at in places])
+            for name, cluster in clusters.items():
+                cluster.add([each[name] for each in scores if name in each])
+        metrics = self._describe_all() | passes.metrics()
+        counts = self._counts(expected, failed)
+        wanted = counts["expected"] if expected is not None else self.rows + failed
         return {
-            "group_level_metrics": [self._group(task, rollouts, wanted) for task, rollouts in groups],
-            "agent_metrics": agent,
-            "key_metrics": _key_metrics(self._spec, agent),
-            "intervals": _intervals(scored, sum(wanted.values()), len(every), failed),
+            "agent_metrics": metrics,
+            "key_metrics": _key_metrics(self._spec, metrics),
+            "intervals": {name: counts | _interval(clusters[name], wanted) for name in sorted(clusters)},
         }
 
-    def _groups(self) -> Iterator[tuple[int, list[Rollout]]]:
-        order = sorted(range(len(self._tasks)), key=lambda at: (self._tasks[at], self._rollouts[at]))
-        for task, places in groupby(order, key=lambda at: self._tasks[at]):
-            yield task, [self._rollout(at) for at in places]
+    def groups(self, expected: TaskCounts | None = None) -> Iterator[Json]:
+        """group_level_metrics: the same numbers for each task, by its index, one at a time."""
+        wanted: Iterable[_Group] = ((task, []) for task in expected.tasks()) if expected is not None else ()
+        found: Iterable[_Group] = ((self._tasks[places[0]], places) for places in self._by_task())
+        for task, entries in groupby(heapq.merge(wanted, found, key=itemgetter(0)), key=itemgetter(0)):
+            places = [at for _, each in entries for at in each]
+            yield self._group(task, places, expected.get(task) if expected is not None else len(places))
 
-    def _rollout(self, at: int) -> Rollout:
-        values = {
-            name: column[at]
-            for name, column in self._columns.items()
-            if at < len(column) and not math.isnan(column[at])
-        }
-        return Rollout(self._rollouts[at], values, self._answers[at])
+    def _counts(self, expected: TaskCounts | None, failed: int) -> Json:
+        wanted = expected.total if expected is not None else None
+        missing = max(0, wanted - self.rows - failed) if wanted is not None else None
+        return {"expected": wanted, "ok": self.rows, "failed": failed, "missing": missing}
 
-    def _scores(self, rollout: Rollout) -> dict[str, float]:
-        scores = {
-            name: rollout.values[source] for name, source in self._spec.scores.items() if source in rollout.values
-        }
-        if self._spec.answer_key:
-            scores[NO_ANSWER] = float(rollout.answer < 0)
-        return scores
-
-    def _group(self, task: int, rollouts: list[Rollout], expected: Mapping[int, int]) -> Json:
-        wanted = expected.get(task, len(rollouts))
+    def _group(self, task: int, places: list[int], wanted: int) -> Json:
+        described: dict[str, float] = {}
+        for name, column in self._columns.items():
+            described |= describe(name, [column[at] for at in places if _is_there(column, at)])
         return {
             TASK: task,
-            **_describe([rollout.values for rollout in rollouts], self._columns),
-            "num_rollouts": len(rollouts),
+            **described,
+            "num_rollouts": len(places),
             "expected_num_rollouts": wanted,
-            "missing_num_rollouts": max(0, wanted - len(rollouts)),
-            "rollout_infos": [{ROLLOUT: rollout.index, **rollout.values} for rollout in rollouts],
+            "missing_num_rollouts": max(0, wanted - len(places)),
+            "rollout_infos": [{ROLLOUT: self._rollouts[at], **self._values(at)} for at in places],
         }
 
+    def _by_task(self) -> Iterator[list[int]]:
+        """The places of each task's rows, by task and rollout. Sorts a bucket at a time, which takes 8 bytes a row."""
+        tasks, rollouts = self._tasks, self._rollouts
+        if not tasks:
+            return
+        lowest, span, count = min(tasks), max(tasks) - min(tasks) + 1, len(tasks) // BUCKET_ROWS + 1
+        buckets = [array("Q") for _ in range(count)]
+        for at, task in enumerate(tasks):
+            buckets[(task - lowest) * count // span].append(at)
+        for bucket in buckets:
+            order = sorted(bucket, key=lambda at: (tasks[at], rollouts[at]))
+            for _, places in groupby(order, key=tasks.__getitem__):
+                yield list(places)
 
-def _numbers(row: Json) -> Iterator[tuple[str, float]]:
-    """The numeric and boolean fields of a row, and the token counts of its response."""
-    for name, value in row.items():
-        if isinstance(value, bool | int | float) and not name.startswith("_ng_"):
-            yield name, float(value)
-    usage = (row.get("response") or {}).get("usage") or {}
-    for name, value in usage.items():
-        if isinstance(value, int | float):
-            yield name, float(value)
+    def _values(self, at: int) -> dict[str, float]:
+        return {name: column[at] for name, column in self._columns.items() if _is_there(column, at)}
 
+    def _scores(self, at: int) -> dict[str, float]:
+        columns = ((name, self._columns.get(source)) for name, source in self._spec.scores.items())
+        scores = {name: column[at] for name, column in columns if column is not None and _is_there(column, at)}
+        if self._spec.answer_key:
+            scores[NO_ANSWER] = float(self._answers[at] == -1)
+        return scores
 
-def _describe(rollouts: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
-    described: dict[str, float] = {}
-    for name in names:
-        values = [values[name] for values in rollouts if name in values]
-        if values:
-            described[f"mean/{name}"] = math.fsum(values) / len(values)
-            described[f"max/{name}"] = max(values)
-            described[f"min/{name}"] = min(values)
-            described[f"median/{name}"] = statistics.median(values)
-            described[f"std/{name}"] = statistics.stdev(values) if len(values) > 1 else 0.0
-    return described
+    def _score_names(self) -> list[str]:
+        return [*self._spec.scores, *([NO_ANSWER] if self._spec.answer_key else [])]
 
-
-Scored = list[list[dict[str, float]]]
-"""For each task, for each of its rollouts in order, the named scores."""
-
-
-def _pass_majority(scored: Scored, answers: list[list[int]], *, majority: bool) -> dict[str, float]:
-    highest = max((len(task) for task in scored), default=0)
-    names = sorted({name for task in scored for scores in task for name in scores})
-    found: dict[str, float | None] = {}
-    for k in range(1, highest + 1):
-        for name in names:
-            found[f"pass@{k}/{name}"] = _mean(_pass_at(k, name, task) for task in scored)
-            found[f"pass@1[avg-of-{k}]/{name}"] = _mean(_average(k, name, task) for task in scored)
-            if majority:
-                voted = (_majority(k, name, task, given) for task, given in zip(scored, answers, strict=True))
-                found[f"majority@{k}/{name}"] = _mean(voted)
-    metrics = {name: 100 * value for name, value in found.items() if value is not None}
-    return metrics | _spread(scored, names, highest)
+    def _describe_all(self) -> dict[str, float]:
+        described: dict[str, float] = {}
+        for name, column in self._columns.items():
+            described |= describe(name, [value for value in column if not math.isnan(value)])
+        return described
 
 
-def _pass_at(k: int, name: str, task: list[dict[str, float]]) -> float | None:
-    values = [scores[name] for scores in task if name in scores]
-    if len(values) < k:
-        return None
-    if any(value not in (0, 1) for value in values):
-        return max(values[:k])
-    wrong = values.count(0)
-    return 1.0 if wrong < k else 1 - math.comb(wrong, k) / math.comb(len(values), k)
+def index_of(row: Json, name: str) -> int:
+    """A row's index of its task or rollout, 0 where it has none. Raises RequestError where it is no whole number."""
+    value = row.get(name, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >> 63:
+        raise RequestError(f"'{name}' must be a whole number, not {value!r}", param=name)
+    return value
 
 
-def _average(k: int, name: str, task: list[dict[str, float]]) -> float | None:
-    return _mean(scores.get(name) for scores in task[:k])
+def numbers(row: Json) -> dict[str, float]:
+    """The numeric and boolean fields of a row, and the token counts of its response, which come before fields."""
+    response = row.get("response")
+    usage = response.get("usage") if isinstance(response, dict) else None
+    fields = {name: value for name, value in row.items() if not name.startswith("_ng_")}
+    known = fields | usage if isinstance(usage, dict) else fields
+    return {name: float(value) for name, value in known.items() if isinstance(value, bool | int | float)}
 
 
-def _majority(k: int, name: str, task: list[dict[str, float]], answers: list[int]) -> float:
-    votes = Counter(
-        (answer, scores[name])
-        for scores, answer in zip(task[:k], answers[:k], strict=True)
-        if answer >= 0 and name in scores
-    )
-    most = max(votes.values(), default=0)
-    return _mean(score for (_, score), count in votes.items() if count == most) or 0.0
+def _deviation(values: Sequence[float]) -> float:
+    """The sample's standard deviation (ddof 1); 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def _spread(scored: Scored, names: Sequence[str], highest: int) -> dict[str, float]:
-    """How much the mean over all tasks differs from repeat to repeat."""
-    spread: dict[str, float] = {}
-    for name in names:
-        runs = [_mean(task[run].get(name) for task in scored if run < len(task)) for run in range(highest)]
-        means = [100 * mean for mean in runs if mean is not None]
-        for k in range(2, highest + 1):
-            if len(means[:k]) > 1:
-                deviation = statistics.stdev(means[:k])
-                spread[f"pass@1[avg-of-{k}]/{name}/std_dev_across_runs"] = deviation
-                spread[f"pass@1[avg-of-{k}]/{name}/std_err_across_runs"] = deviation / math.sqrt(len(means[:k]))
-    return spread
+STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "mean": lambda values: math.fsum(values) / len(values),
+    "max": max,
+    "min": min,
+    "median": statistics.median,
+    "std": _deviation,
+}
+
+
+def describe(name: str, values: Sequence[float]) -> dict[str, float]:
+    """mean/ max/ min/ median/ std/<name>; nothing for no values."""
+    return {f"{statistic}/{name}": compute(values) for statistic, compute in STATISTICS.items()} if values else {}
+
+
+def _is_there(column: array[float], at: int) -> bool:
+    return at < len(column) and not math.isnan(column[at])
 
 
 def _key_metrics(spec: MetricsSpec, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -232,65 +231,17 @@ def _key_metrics(spec: MetricsSpec, metrics: Mapping[str, float]) -> dict[str, f
     return {name: metrics[name] for name in named if name in metrics}
 
 
-def _intervals(scored: Scored, expected: int, ok: int, failed: int) -> Json:
-    """For each score: the counts, the mean over what was completed, over what was wanted, and a 95 % interval."""
-    counts = {"expected": expected, "ok": ok, "failed": failed, "missing": max(0, expected - ok - failed)}
-    names = sorted({name for task in scored for scores in task for name in scores} - {NO_ANSWER})
-    return {name: counts | _interval([_values(name, task) for task in scored], expected) for name in names}
-
-
-def _values(name: str, task: list[dict[str, float]]) -> list[float]:
-    return [scores[name] for scores in task if name in scores]
-
-
-def _interval(tasks: list[list[float]], expected: int) -> Json:
-    tasks = [task for task in tasks if task]
-    every = [value for task in tasks for value in task]
-    mean = math.fsum(every) / len(every)
-    binary_singles = all(len(task) == 1 and task[0] in (0, 1) for task in tasks)
-    alike = set(every) <= {0} or set(every) <= {1}
-    wilson = binary_singles or alike  # rollouts that are all alike have no spread to measure: count tasks
-    low, high = _wilson(mean, len(tasks)) if wilson else _clustered(tasks, mean)
-    if low is not None and high is not None and all(0 <= value <= 1 for value in every):
-        low, high = max(0.0, low), min(1.0, high)
+def _interval(clusters: Clusters, expected: int) -> Json:
+    """The mean over what was completed, over what was wanted, and a 95 % interval, in percent."""
+    found = clusters.interval()
     return {
-        "mean": 100 * mean,
-        "mean_failures_as_0": 100 * math.fsum(every) / expected if expected else None,
-        "ci95_low": None if low is None else 100 * low,
-        "ci95_high": None if high is None else 100 * high,
-        "ci95_method": "wilson" if wilson else "t_clustered_by_task",
+        "mean": _percent(found.mean),
+        "mean_failures_as_0": _percent(clusters.total / expected if expected else None),
+        "ci95_low": _percent(found.low),
+        "ci95_high": _percent(found.high),
+        "ci95_method": found.method,
     }
 
 
-def _wilson(mean: float, count: int) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927)."""
-    z2 = _Z_975**2
-    centre = (mean + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z_975 * math.sqrt(mean * (1 - mean) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _clustered(tasks: list[list[float]], mean: float) -> tuple[float | None, float | None]:
-    """The mean over all rollouts with the tasks as clusters; one task alone tells nothing of the others."""
-    groups, count = len(tasks), sum(map(len, tasks))
-    if groups < 2:
-        return None, None
-    squares = math.fsum((math.fsum(task) - len(task) * mean) ** 2 for task in tasks)
-    half = _t_975(groups - 1) * math.sqrt(groups / (groups - 1) * squares) / count
-    return mean - half, mean + half
-
-
-def _t_975(degrees: int) -> float:
-    """Student's t at 97.5 %; from 5 degrees on by Cornish and Fisher's expansion, right to 3 digits."""
-    if degrees in _T_975:
-        return _T_975[degrees]
-    z, v = _Z_975, degrees
-    first = (z**3 + z) / (4 * v)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    return z + first + second + third
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share

@@ -1,61 +1,26 @@
-"""The files of a run, and their only writer.
+"""The only writer of a run's rows and failures, and what it knows of them.
 
 Beside ``<stem>.jsonl`` (one line per success) lie ``<stem>_materialized_inputs.jsonl`` (all tasks, in order),
 ``<stem>_failures.jsonl`` (one line per failed attempt), ``<stem>_aggregate_metrics.json`` and
-``<stem>_manifest.json``. A line is written whole, with its newline, in one write, and is on the disk half a second
-later: whatever kills the process leaves at most one torn line at the end, and that is cut off at the next start.
+``<stem>_manifest.json``. A line is written whole, with its newline, in one write, before the next rollout begins, and
+is on the disk half a second later: whatever kills the process leaves at most one torn line at the end, and that is cut
+off at the next start.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import orjson
-
-from gymlet.rollout.manifest import differences
-from gymlet.rollout.metrics import ROLLOUT, TASK
+from gymlet.rollout.compact import KeySet
+from gymlet.rollout.files import RunFiles, StorageError, drop_repeated, repair_tail, scan
+from gymlet.rollout.keys import Attempts, Key
+from gymlet.rollout.sync import Syncer
 from gymlet.wire.errors import RequestError
 
-Json = dict[str, Any]
-Key = tuple[int, int]
-"""A task's index and its rollout's index."""
-
-SYNC_ROWS = 32
-SYNC_S = 0.5
-
-
-class RunFiles:
-    """The names of a run's files."""
-
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        stem = output.with_suffix("")
-        self.inputs = stem.with_name(f"{stem.name}_materialized_inputs.jsonl")
-        self.failures = stem.with_name(f"{stem.name}_failures.jsonl")
-        self.metrics = stem.with_name(f"{stem.name}_aggregate_metrics.json")
-        self.manifest = stem.with_name(f"{stem.name}_manifest.json")
-        self.lock = stem.with_name(f".{stem.name}.lock")
-
-    def all(self) -> tuple[Path, ...]:
-        """Every file of the run but its lock."""
-        return self.output, self.inputs, self.failures, self.metrics, self.manifest
-
-    def set_aside(self) -> list[Path]:
-        """Move the files of an earlier run out of the way; returns where they are now."""
-        number = 1
-        while any(_aside(path, number).exists() for path in self.all()):
-            number += 1
-        return [path.rename(_aside(path, number)) for path in self.all() if path.exists()]
-
-
-def _aside(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.name}.old-{number}")
+TERMINAL = b'"_ng_failure_terminal":true'
 
 
 class Records:
@@ -64,215 +29,180 @@ class Records:
     Use it as a context manager: leaving it puts everything on the disk. ``notes`` says what was repaired.
     """
 
-    def __init__(self, files: RunFiles) -> None:
+    def __init__(self, files: RunFiles, max_attempts: int) -> None:
         self._files = files
-        self.done: set[Key] = set()
-        self.attempts: Counter[Key] = Counter()
-        self.terminal: set[Key] = set()
+        self.done = KeySet()
+        self.attempts = Attempts()
+        self._max_attempts = max_attempts
+        self._terminal = KeySet()
+        self.failed = 0
+        """Rollouts that failed and have no row."""
+
+        self.given_up = 0
+        """Those among them that are not run again: they failed for good, or too often."""
+
+        self.broken: StorageError | None = None
+        """Why nothing can be written any more."""
+
         self.notes: list[str] = []
-        self._unsynced = 0
-        self._synced_at = 0.0
+        self._appenders: tuple[Appender, ...] = ()
+        self._syncer: Syncer | None = None
 
     def __enter__(self) -> Records:
-        self._files.output.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self._files.lock)
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        for name in ("_rows", "_failures"):
-            file: BinaryIO | None = getattr(self, name, None)
-            if file is not None:
-                os.fsync(file.fileno())
-                file.close()
+        try:
+            if self._syncer is not None and self.broken is None:
+                self.flush()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self._syncer is not None:
+            self._syncer.close()
+        for appender in self._appenders:
+            appender.close()
         self._files.lock.unlink(missing_ok=True)
         self._lock.close()
 
-    def open(self) -> None:
-        """Repair what an earlier run left, learn what is done, and get ready to append."""
+    def learn(self) -> None:
+        """Repair what an earlier run left, and learn what is done and what failed."""
         for path in (self._files.output, self._files.failures):
             self.notes += repair_tail(path)
-        self.notes += self._learn_done()
-        self._learn_attempts()
-        self._rows = self._files.output.open("ab", buffering=0)
-        self._failures = self._files.failures.open("ab", buffering=0)
-        self._synced_at = time.monotonic()
+        output = self._files.output
+        twice = sum(not self.done.add(*line.key) for line in scan(output))
+        if twice:
+            drop_repeated(output)
+            rows = "1 row stood" if twice == 1 else f"{twice} rows stood"
+            self.notes.append(f"{output.name}: {rows} there twice; the first of each was kept")
+        for line in scan(self._files.failures):
+            self._count_failure(line.key, terminal=TERMINAL in line.text.replace(b": ", b":"))
 
-    def append(self, row: Json) -> bool:
-        """Commit one row; False, and nothing written, if its key is there already."""
-        key = key_of(row)
-        if key in self.done:
+    def open(self) -> None:
+        """Get ready to append."""
+        self._rows, self._failures = self._appenders = Appender(self._files.output), Appender(self._files.failures)
+        self._syncer = Syncer([appender.descriptor for appender in self._appenders])
+
+    def append(self, key: Key, line: bytes) -> bool:
+        """Keep one row for the next ``flush``; False if its key is there already."""
+        if not self.done.add(*key):
             return False
-        _write(self._rows, row)
-        self.done.add(key)
-        self._sync_sometimes()
+        self._rows.waiting.append(line)
+        if self.attempts[key]:
+            self.failed -= 1
+            self.given_up -= self._is_given_up(key)
         return True
 
-    def append_failure(self, row: Json) -> None:
-        """Commit one failed attempt."""
-        key = key_of(row)
-        _write(self._failures, row)
-        self.attempts[key] += 1
-        if row.get("_ng_failure_terminal"):
-            self.terminal.add(key)
-        self._sync_sometimes()
+    def append_failure(self, key: Key, line: bytes, *, terminal: bool) -> None:
+        """Keep one failed attempt for the next ``flush``."""
+        self._failures.waiting.append(line)
+        self._count_failure(key, terminal=terminal)
 
-    def remaining(self, max_attempts: int) -> Iterator[Json]:
-        """The tasks still to run, in order: neither done, nor terminal, nor tried too often."""
-        for row in read_rows(self._files.inputs):
-            key = key_of(row)
-            if key in self.done or key in self.terminal or self.attempts[key] >= max_attempts:
-                continue
-            if self.attempts[key]:
-                row["_ng_attempt_index"] = self.attempts[key]
-            yield row
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to flush."""
+        return bool(self._rows.waiting or self._failures.waiting)
 
-    def _sync_sometimes(self) -> None:
-        self._unsynced += 1
-        if self._unsynced >= SYNC_ROWS or time.monotonic() - self._synced_at >= SYNC_S:
-            os.fdatasync(self._rows.fileno())
-            os.fdatasync(self._failures.fileno())
-            self._unsynced, self._synced_at = 0, time.monotonic()
+    def flush(self) -> None:
+        """Commit what was appended: write it whole, and have it synced soon.
 
-    def _learn_done(self) -> list[str]:
-        path = self._files.output
-        twice = 0
-        for row in read_rows(path) if path.exists() else ():
-            twice += key_of(row) in self.done
-            self.done.add(key_of(row))
-        if not twice:
-            return []
-        _rewrite(path, _first_of_each_key(read_rows(path)))
-        return [f"{path.name}: {twice} row{'s' if twice > 1 else ''} stood there twice; the first of each was kept"]
-
-    def _learn_attempts(self) -> None:
-        for row in read_rows(self._files.failures) if self._files.failures.exists() else ():
-            self.attempts[key_of(row)] += 1
-            if row.get("_ng_failure_terminal"):
-                self.terminal.add(key_of(row))
-
-
-def key_of(row: Json) -> Key:
-    """Which rollout a row is of."""
-    return row[TASK], row[ROLLOUT]
-
-
-def read_rows(path: Path) -> Iterator[Json]:
-    """The rows of a JSONL file, one at a time. Raises RequestError with the line of one that is none."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+        Raises StorageError, and from then on always: nothing is written behind what was lost.
+        """
+        assert self._syncer is not None, "open() comes first"  # noqa: S101
+        if self.broken is None:
             try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise RequestError(f"Malformed JSON in {path} at line {number}: {error}") from None
-            if not isinstance(row, dict) or not isinstance(row.get(TASK), int) or not isinstance(row.get(ROLLOUT), int):
-                raise RequestError(f"{path} at line {number} is no row of a run: it has no {TASK} and {ROLLOUT}")
-            yield row
+                for appender in self._appenders:
+                    if self._syncer.error is not None:
+                        raise appender.cannot_write(self._syncer.error)
+                    self._syncer.wrote(appender.flush())
+            except StorageError as error:
+                self.broken = error
+        if self.broken is not None:
+            raise self.broken
+
+    def is_over(self, key: Key) -> bool:
+        """Whether a rollout is not to be run: done, failed for good, or tried too often."""
+        return key in self.done or self._is_given_up(key)
+
+    def _is_given_up(self, key: Key) -> bool:
+        times = self.attempts[key]
+        return times >= self._max_attempts or (times > 0 and key in self._terminal)
+
+    def _count_failure(self, key: Key, *, terminal: bool) -> None:
+        was_over = self.is_over(key)
+        self.failed += self.attempts.add(key) == 1 and key not in self.done
+        if terminal:
+            self._terminal.add(*key)
+        self.given_up += self.is_over(key) and not was_over
 
 
-def materialize(path: Path, rows: Iterable[Json], check: Callable[[], None]) -> int:
-    """Write all tasks; the file appears whole, once ``check`` has found nothing wrong, or not at all."""
-    return _rewrite(path, rows, check)
+class Appender:
+    """Writes whole lines to the end of one file. Owns it, its size, and the lines that wait to be written."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file: BinaryIO = path.open("ab", buffering=0)
+        except OSError as error:
+            raise self.cannot_write(error) from error
+        self._size = self._file.seek(0, os.SEEK_END)
+        self.waiting: list[bytes] = []
 
-def write_json(path: Path, payload: object) -> None:
-    """A JSON file that appears whole or not at all."""
-    scratch = path.with_name(f"{path.name}.part")
-    with scratch.open("wb") as file:
-        file.write(orjson.dumps(payload, option=orjson.OPT_INDENT_2))
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    @property
+    def descriptor(self) -> int:
+        """What to sync."""
+        return self._file.fileno()
 
+    def flush(self) -> int:
+        """Write the lines that wait, in one write; returns how many. Raises StorageError; only whole lines stay."""
+        lines, self.waiting = self.waiting, []
+        if lines:
+            self._write(b"".join(lines))
+        return len(lines)
 
-def compare_manifest(path: Path, new: Json, *, force: bool) -> None:
-    """Raise RequestError with what differs from the run that ``path`` tells of, unless ``force``."""
-    old = orjson.loads(path.read_bytes())
-    lines = differences(old, new)
-    if lines and not force:
-        shown = "".join(f"\n    {line}" for line in lines)
-        raise RequestError(
-            f"{path.parent} holds another run, which differs in:{shown}\n"
-            "  +overwrite=true moves it aside and starts afresh, +force_resume=true goes on with it all the same, "
-            "and another output_jsonl_fpath leaves it alone"
-        )
+    def _write(self, block: bytes) -> None:
+        try:
+            written = self._file.write(block)
+            while written < len(block):  # a full disk takes a part, and refuses the rest
+                written += self._file.write(block[written:])
+        except OSError as error:
+            written = os.fstat(self.descriptor).st_size - self._size
+            self._size += block.rfind(b"\n", 0, written) + 1
+            self._file.truncate(self._size)
+            raise self.cannot_write(error) from error
+        self._size += len(block)
 
+    def close(self) -> None:
+        """Sync and close. Raises StorageError."""
+        try:
+            os.fsync(self.descriptor)
+        except OSError as error:
+            raise self.cannot_write(error) from error
+        finally:
+            self._file.close()
 
-def repair_tail(path: Path) -> list[str]:
-    """Cut off a torn last line, or give a whole one its newline; says what was done."""
-    if not path.exists() or path.stat().st_size == 0:
-        return []
-    with path.open("r+b") as file:
-        start, tail = _last_line(file)
-        if tail.endswith(b"\n") and _is_row(tail):
-            return []
-        if _is_row(tail):
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")
-            return [f"{path.name}: the last line had no newline; it was given one"]
-        file.truncate(start)
-        return [f"{path.name}: the last line was torn ({len(tail)} bytes) and was cut off"]
-
-
-def _last_line(file: BinaryIO) -> tuple[int, bytes]:
-    """Where the last line begins, and what stands there."""
-    end = file.seek(0, os.SEEK_END)
-    start, block = end, b""
-    while start > 0:
-        size = min(1 << 16, start)
-        start -= size
-        file.seek(start)
-        block = file.read(size) + block
-        newline = block.rfind(b"\n", 0, len(block) - 1)
-        if newline >= 0:
-            return start + newline + 1, block[newline + 1 :]
-    return 0, block
-
-
-def _is_row(line: bytes) -> bool:
-    try:
-        return isinstance(orjson.loads(line), dict)
-    except orjson.JSONDecodeError:
-        return False
-
-
-def _first_of_each_key(rows: Iterable[Json]) -> Iterator[Json]:
-    seen: set[Key] = set()
-    for row in rows:
-        if key_of(row) not in seen:
-            seen.add(key_of(row))
-            yield row
-
-
-def _rewrite(path: Path, rows: Iterable[Json], check: Callable[[], None] | None = None) -> int:
-    scratch = path.with_name(f"{path.name}.part")
-    count = 0
-    try:
-        with scratch.open("wb") as file:
-            for count, row in enumerate(rows, start=1):  # noqa: B007  the last count is the number of rows
-                file.write(orjson.dumps(row) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if check is not None:
-            check()
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return count
-
-
-def _write(file: BinaryIO, row: Json) -> None:
-    line = memoryview(orjson.dumps(row) + b"\n")
-    while line:
-        line = line[file.write(line) :]
+    def cannot_write(self, error: OSError) -> StorageError:
+        """What is told when the disk is full, or gone."""
+        return StorageError(f"{self._path} cannot be written: {error.strerror or error}; what was committed is kept")
 
 
 def _lock(path: Path) -> BinaryIO:
-    file = path.open("wb")
+    """Raises RequestError if another collector holds it, or the folder cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    except OSError as error:
+        raise RequestError(
+            f"{path.parent} cannot be written: {error.strerror or error}; name another output_jsonl_fpath"
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
     except OSError:
-        file.close()
-        raise RequestError(f"another collector is writing beside {path.parent / path.name}; let it end first") from None
-    return file
+        held = False
+    if held:
+        return file
+    file.close()
+    raise RequestError(f"another collector is writing beside {path.parent / path.name}; let it end first")

@@ -2,37 +2,35 @@
 
     read (limit first) -> prompt template -> per row: agent, overrides, task index, repeats   (abc -> aabbcc)
 
-The task index is the running number of the distinct raw line; a line that comes again goes on counting its rollouts.
+The task index is the running number of the distinct raw line, or what a slicer stamped; a task that comes again goes on
+counting its rollouts.
 Mistakes in rows are gathered over the whole data set and told once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from gymlet.rollout.compact import LineNumbers, TaskCounts
 from gymlet.rollout.metrics import ROLLOUT, TASK
-from gymlet.wire.errors import RequestError
+from gymlet.rollout.places import Places, RowError, Unit
+from gymlet.rollout.prompt import fill_prompt, has_input
 
 Json = dict[str, Any]
-MAX_NAMED = 20
-"""How many rows an error names before it only counts them."""
-
-
-class RowError(RequestError):
-    """A data set, or an option about its rows, that cannot be used."""
+MAX_INDEX = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
     """How rows become tasks; the keys of ng_collect_rollouts.
 
-    ``prompt`` is the parsed prompt_config: ``user`` and, optionally, ``system`` templates.
+    ``prompt`` is the parsed prompt_config: ``user`` and, optionally, ``system`` templates. Of ``num_shards`` machines
+    that expand the same rows, each gets the tasks whose index leaves ``shard_index``, with all their rollouts: indices
+    are the same as without shards.
     """
 
     agent_name: str | None = None
@@ -41,18 +39,23 @@ class Expansion:
     add_seed: bool = False
     overrides: Json = field(default_factory=dict)
     prompt: Mapping[str, str] | None = None
+    shard_index: int = 0
+    num_shards: int = 1
 
 
 class Expander:
     """Expands the lines of one data set. Owns what was seen of them; ``finish`` tells the mistakes."""
 
-    def __init__(self, options: Expansion, source: str) -> None:
+    def __init__(self, options: Expansion, source: str, *, unit: Unit = "line") -> None:
+        """``source`` and ``unit`` say in errors where a row stands: "data.jsonl at line 3"."""
         self._options = options
         self._source = source
-        self._seen: dict[bytes, list[int]] = {}
-        self._without_agent: list[int] = []
+        self._unit = unit
+        self._lines = LineNumbers()
+        self._rollouts = TaskCounts()
+        self._without_agent = Places(unit)
         self._unlisted: dict[str, None] = {}
-        self._with_input: list[int] = []
+        self._with_input = Places(unit)
         self._used: set[str] = set()
         self.rows = 0
 
@@ -79,36 +82,43 @@ class Expander:
             yield f"{self._source} has no rows"
         if self._without_agent:
             yield (
-                f"{self._source}: {_lines(self._without_agent)} name no agent; "
+                f"{self._source}: {self._without_agent} name no agent; "
                 "give one with +agent_name=<name>, or an agent_ref in the row"
             )
         if self._unlisted:
             names = ", ".join(f"'{name}'" for name in self._unlisted)
             yield f"num_repeats has no entry for {names}; add them, or a '_default'"
         if self._with_input:
-            yield f"{self._source}: {_lines(self._with_input)} have an input already; prompt_config would overwrite it"
+            yield f"{self._source}: {self._with_input} have an input already; prompt_config would overwrite it"
 
     def _parse(self, line: bytes, number: int) -> Json:
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise RowError(f"Malformed JSON in {self._source} at line {number}: {error}") from None
+            raise RowError(f"Malformed JSON in {self._at(number)}: {error}") from None
         if not isinstance(row, dict):
-            raise RowError(f"{self._source} at line {number}: a row must be a JSON object")
+            raise RowError(f"{self._at(number)}: a row must be a JSON object")
         params = row.get("responses_create_params", {} if self._options.prompt else None)
         if not isinstance(params, dict):
-            raise RowError(f"{self._source} at line {number}: 'responses_create_params' must be an object")
+            raise RowError(f"{self._at(number)}: 'responses_create_params' must be an object")
+        stamp = row.get(TASK, 0)
+        if not isinstance(stamp, int) or isinstance(stamp, bool) or not 0 <= stamp < MAX_INDEX:
+            raise RowError(f"{self._at(number)}: '{TASK}' must be a whole number from 0 on, not {stamp!r}")
         return row
+
+    def _at(self, number: int) -> str:
+        return f"{self._source} at {self._unit} {number}"
 
     def _expand_row(self, row: Json, line: bytes, number: int) -> Iterator[Json]:
         self._place_prompt(row, number)
         agent = self._agent(row, number)
         repeats = self._repeats(agent)
         params = (row.get("responses_create_params") or {}) | self._options.overrides
-        seen = self._seen.setdefault(hashlib.blake2b(line, digest_size=16).digest(), [len(self._seen), 0])
-        task = row.get(TASK, seen[0])
-        for _ in range(repeats):
-            rollout, seen[1] = seen[1], seen[1] + 1
+        task = row[TASK] if TASK in row else self._lines.number(line)
+        first = self._rollouts.add(task, repeats)
+        if task % self._options.num_shards != self._options.shard_index:
+            return
+        for rollout in range(first, first + repeats):
             shown = _with_seed(params, rollout) if self._options.add_seed else params
             yield {**row, "responses_create_params": shown, "agent_ref": agent, TASK: task, ROLLOUT: rollout}
 
@@ -137,25 +147,10 @@ class Expander:
         prompt = self._options.prompt
         if prompt is None:
             return
-        params = row.get("responses_create_params") or {}
-        if params.get("input"):
+        if has_input(row):
             self._with_input.append(number)
-            return
-        messages = [
-            {"role": role, "content": self._fill(prompt[role], row, number)}
-            for role in ("system", "user")
-            if prompt.get(role)
-        ]
-        row["responses_create_params"] = {**params, "input": messages}
-
-    def _fill(self, template: str, row: Json, number: int) -> str:
-        try:
-            return string.Formatter().vformat(template, (), row)
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            fields = ", ".join(sorted(row))
-            raise RowError(
-                f"{self._source} at line {number}: the prompt needs {error}, and the row's fields are: {fields}"
-            ) from None
+        else:
+            fill_prompt(prompt, row, self._at(number))
 
 
 def _with_seed(params: Json, seed: int) -> Json:
@@ -169,9 +164,3 @@ def _with_seed(params: Json, seed: int) -> Json:
         + "}"
     )
     return {**params, "metadata": {**metadata, "extra_body": text}}
-
-
-def _lines(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:MAX_NAMED]))
-    more = f" and {len(numbers) - MAX_NAMED} more" if len(numbers) > MAX_NAMED else ""
-    return f"the rows at line{'s' if len(numbers) > 1 else ''} {shown}{more}"

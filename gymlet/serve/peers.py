@@ -7,12 +7,13 @@ from typing import Protocol
 
 import aiohttp
 import orjson
+import yaml
 
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.serve.environment import SESSION_COOKIE, Environment, Session
 from gymlet.serve.failures import FAILURE_CLASS_HEADER
 from gymlet.wire.deltas import Json
-from gymlet.wire.errors import EnvironmentFault, FailureClass, GymletError
+from gymlet.wire.errors import AgentError, EnvironmentFault, FailureClass, GymletError, ProviderError
 from gymlet.wire.provider_errors import error_message
 
 
@@ -76,10 +77,16 @@ class LocalEnvironment:
 
 
 class RemoteServer:
-    """An instance of another server. Owns its HTTP session. Raises GymletError as the other side named it."""
+    """An instance of another server. Owns its HTTP session. Raises GymletError as the other side named it.
 
-    def __init__(self, base_url: str, api_key: str | None = None) -> None:
+    ``fault``: what it is when the other side cannot be reached, or does not answer as it should.
+    """
+
+    def __init__(
+        self, base_url: str, api_key: str | None = None, *, fault: type[GymletError] = EnvironmentFault
+    ) -> None:
         self.base_url = base_url.rstrip("/")
+        self._fault = fault
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
             connector=aiohttp.TCPConnector(limit=0),
@@ -107,9 +114,7 @@ class RemoteServer:
             async with self._session.request(method, self.base_url + path, data=body, headers=headers) as response:
                 content = await response.read()
         except (aiohttp.ClientError, OSError) as error:
-            raise EnvironmentFault(
-                f"{self.base_url}{path} cannot be reached: {error or type(error).__name__}"
-            ) from error
+            raise self._fault(f"{self.base_url}{path} cannot be reached: {error or type(error).__name__}") from error
         if response.status >= 400:
             raise _remote_error(response, content)
         morsel = response.cookies.get(SESSION_COOKIE)
@@ -121,7 +126,7 @@ class RemoteServer:
         except orjson.JSONDecodeError:
             payload = None
         if not isinstance(payload, dict):
-            raise EnvironmentFault(f"{self.base_url}{path} did not answer with a JSON object: {body[:100]!r}")
+            raise self._fault(f"{self.base_url}{path} did not answer with a JSON object: {body[:100]!r}")
         return payload
 
 
@@ -166,19 +171,27 @@ class RemoteEnvironment:
 
 
 def _remote_error(response: aiohttp.ClientResponse, body: bytes) -> GymletError:
+    """The error that another server told of, as it was there."""
     try:
-        message = error_message(orjson.loads(body))
+        told = orjson.loads(body)
     except orjson.JSONDecodeError:
-        message = error_message(body.decode("utf-8", "replace"))
+        told = body.decode("utf-8", "replace")
+    message = error_message(told) or f"HTTP {response.status}"
+    error = told.get("error") if isinstance(told, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    status = response.status
     failure: FailureClass = response.headers.get(FAILURE_CLASS_HEADER, "agent_error")  # type: ignore[assignment]
-    return GymletError(message or f"HTTP {response.status}", status=response.status, failure_class=failure)
+    if not failure.startswith("provider"):
+        return GymletError(message, status=status, code=code, failure_class=failure)
+    request_id = response.headers.get("x-request-id")
+    return ProviderError(message, status=status, code=code, failure_class=failure, request_id=request_id)
 
 
 class RemoteAgents:
     """The agents of a running server, for a collector."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        self._server = RemoteServer(url, api_key)
+        self._server = RemoteServer(url, api_key, fault=AgentError)
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -194,6 +207,19 @@ class RemoteAgents:
 
     async def agent_names(self) -> list[str]:
         """The agents there are."""
+        return sorted(await self._names("responses_api_agents"))
+
+    async def configuration(self) -> Json:
+        """The composed configuration of the server, without its secrets."""
+        reply = await self._server.send("GET", "/global_config_dict_yaml")
+        tree: Json = yaml.safe_load(orjson.loads(reply.body))
+        return tree
+
+    async def limits(self) -> dict[str, Json]:
+        """The state of each model's endpoints, by the instance's name."""
+        names = await self._names("responses_api_models")
+        return {name: await self._server.get(f"/{name}/limits") for name in names}
+
+    async def _names(self, server_type: str) -> list[str]:
         reply = await self._server.send("GET", "/server_instances")
-        instances = orjson.loads(reply.body)
-        return sorted(entry["name"] for entry in instances if entry["server_type"] == "responses_api_agents")
+        return [entry["name"] for entry in orjson.loads(reply.body) if entry["server_type"] == server_type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -75,10 +75,9 @@ def check(value: object, kinds: tuple[type, ...], path: str) -> None:
 
 def check_fields(holder: Json, table: dict[str, tuple[type, ...]], path: str = "") -> None:
     """Check the fields that are there and not null."""
-    for name, kinds in table.items():
-        value = holder.get(name)
-        if value is not None:
-            check(value, kinds, f"{path}{name}")
+    for name, value in holder.items():
+        if value is not None and name in table:
+            check(value, table[name], f"{path}{name}")
 
 
 def need(holder: Json, name: str, kinds: tuple[type, ...], path: str) -> Any:
@@ -103,11 +102,11 @@ def check_length(value: str, path: str) -> None:
         raise RequestError(f"'{path}' has {len(value)} characters; the most is {MAX_ID_CHARS}", param=path)
 
 
-def one_of(value: object, choices: Iterable[str], path: str) -> None:
+def one_of(value: object, choices: Collection[str], path: str) -> None:
     """Raise RequestError unless ``value`` is one of ``choices``, with a near miss."""
-    known = sorted(choices)
-    if value in known:
+    if isinstance(value, str) and value in choices:
         return
+    known = sorted(choices)
     said = shown(value)
     near = get_close_matches(said, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"

@@ -57,12 +57,15 @@ class MCQA(Environment):
 def _options(row: Json) -> Options:
     given = row.get("options") or []
     check(given, (list,), "options")
-    options: dict[str, str] = {}
-    for position, option in enumerate(given):
-        check(option, (dict,), f"options[{position}]")
-        for letter, text in option.items():
-            if text is not None and len(letter) == 1 and letter.isalpha():
-                options[letter.upper()] = str(text)
+    wrong = next((at for at, option in enumerate(given) if not isinstance(option, dict)), None)
+    if wrong is not None:
+        check(given[wrong], (dict,), f"options[{wrong}]")
+    options = {
+        letter.upper(): str(text)
+        for option in given
+        for letter, text in option.items()
+        if text is not None and len(letter) == 1 and letter.isalpha()
+    }
     if not options:
         raise RequestError("'options' must hold at least one option: [{'A': 'text'}, …]", param="options")
     return options

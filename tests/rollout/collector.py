@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from gymlet.rollout.collect import Job, Run
-from gymlet.rollout.records import RunFiles
+from gymlet.rollout.executor import LocalExecutor
+from gymlet.rollout.files import RunFiles
+from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
 
 
@@ -16,9 +18,9 @@ async def run_agent(_agent, _row):
 
 
 async def main(folder):
-    job = Job(folder / "rows.jsonl", RunFiles(folder / "run.jsonl"), Expansion(agent_name="a"), parallel=8)
+    job = Job(open_source(folder / "rows.jsonl"), RunFiles(folder / "run.jsonl"), Expansion(agent_name="a"))
     with Run(job) as run:
-        await run.collect(run_agent, stop=asyncio.Event(), on_event=lambda _event: None)
+        await run.collect(LocalExecutor(run_agent, parallel=8), stop=asyncio.Event())
 
 
 asyncio.run(main(Path(sys.argv[1])))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gymlet.rollout.compact import TaskCounts
 from gymlet.rollout.metrics import Aggregator, MetricsSpec, aggregate
 
 SPEC = MetricsSpec(
@@ -86,11 +87,33 @@ def test_groups_tell_what_is_missing():
     aggregator = Aggregator(SPEC)
     for row in rows(VECTOR)[:6]:
         aggregator.add(row)
-    group = aggregator.result({0: 4, 1: 4}, failed=1)["group_level_metrics"][1]
-    assert (group["num_rollouts"], group["expected_num_rollouts"], group["missing_num_rollouts"]) == (2, 4, 2)
-    score = aggregator.result({0: 4, 1: 4}, failed=1)["intervals"]["accuracy"]
-    assert [score[key] for key in ("expected", "ok", "failed", "missing")] == [8, 6, 1, 1]
-    assert (score["mean"], score["mean_failures_as_0"]) == (pytest.approx(400 / 6), 50)
+    expected = TaskCounts.of({0: 4, 1: 4, 2: 3})
+    groups = list(aggregator.groups(expected))
+    keys = ("_ng_task_index", "num_rollouts", "expected_num_rollouts", "missing_num_rollouts")
+    assert [[group[key] for key in keys] for group in groups] == [[0, 4, 4, 0], [1, 2, 4, 2], [2, 0, 3, 3]]
+    score = aggregator.summary(expected, failed=1)["intervals"]["accuracy"]
+    assert [score[key] for key in ("expected", "ok", "failed", "missing")] == [11, 6, 1, 4]
+    assert (score["mean"], score["mean_failures_as_0"]) == (pytest.approx(400 / 6), pytest.approx(400 / 11))
+
+
+def test_where_all_failed_the_counts_stand_all_the_same():
+    score = Aggregator(MetricsSpec()).summary(TaskCounts.of({0: 2}), failed=2)["intervals"]["accuracy"]
+    assert score == {
+        "expected": 2,
+        "ok": 0,
+        "failed": 2,
+        "missing": 0,
+        "mean": None,
+        "mean_failures_as_0": 0,
+        "ci95_low": None,
+        "ci95_high": None,
+        "ci95_method": "t_clustered_by_task",
+    }
+
+
+def test_no_answer_is_a_score_like_any_other():
+    score = aggregate(SPEC, rows(VECTOR))["intervals"]["no_answer"]
+    assert (round(score["mean"], 4), score["ok"]) == (16.6667, 12)
 
 
 def test_single_binary_rollouts_have_wilsons_interval():
@@ -124,6 +147,23 @@ def test_usage_and_booleans_are_described():
     }
     metrics = aggregate(MetricsSpec(), [row])["agent_metrics"]
     assert (metrics["mean/right"], metrics["mean/output_tokens"], metrics["std/reward"]) == (1, 5, 0)
+
+
+def test_a_field_named_like_a_token_count_is_one_column():
+    rows_ = [
+        {"_ng_rollout_index": index, "reward": 1.0, "tokens": 7, "response": {"usage": {"tokens": index}}}
+        for index in range(4)
+    ]
+    metrics = aggregate(MetricsSpec(), rows_)["agent_metrics"]
+    assert (metrics["mean/tokens"], metrics["max/tokens"]) == (1.5, 3)
+
+
+@pytest.mark.parametrize(
+    "response", [None, "text", [1], {"usage": None}, {"usage": [1]}, {"usage": {"details": {"a": 1}}}], ids=str
+)
+def test_a_response_without_counts_has_none(response):
+    metrics = aggregate(MetricsSpec(), [{"reward": 1.0, "response": response}])["agent_metrics"]
+    assert {name for name in metrics if name.startswith("mean/")} == {"mean/reward"}
 
 
 def test_a_column_may_begin_late():

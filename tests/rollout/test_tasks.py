@@ -1,5 +1,7 @@
 """Rows become tasks."""
 
+import tracemalloc
+
 import orjson
 import pytest
 
@@ -26,15 +28,28 @@ ORDERS = {
     "repeats stay together": ([A, B], {"num_repeats": 2}, [(0, 0), (0, 1), (1, 0), (1, 1)]),
     "the same line goes on counting": ([A, B, A], {"num_repeats": 2}, [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3)]),
     "the limit comes first": ([A, B], {"limit": 1, "num_repeats": 2}, [(0, 0), (0, 1)]),
+    "lines of one stamp go on counting": ([line(_ng_task_index=7, x=0), line(_ng_task_index=7, x=1)], {"num_repeats": 2}, [(7, 0), (7, 1), (7, 2), (7, 3)]),
+    "a stamped line takes no number": ([line(_ng_task_index=7), A, B], {}, [(7, 0), (0, 0), (1, 0)]),
     "blank lines are none": ([A, b"\n", B], {}, [(0, 0), (1, 0)]),
     "a stamped index is kept": ([line(_ng_task_index=7)], {"num_repeats": 2}, [(7, 0), (7, 1)]),
     "the last line needs no newline": ([A, B.rstrip()], {}, [(0, 0), (1, 0)]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("lines", "options", "expected"), ORDERS.values(), ids=ORDERS)
 def test_order(lines, options, expected):
     assert keys(expand(lines, **options)[0]) == expected
+
+
+def test_shards_share_the_tasks_and_their_indices():
+    lines = [line(x=number % 7) for number in range(20)]
+    shards = [expand(lines, num_repeats=2, num_shards=3, shard_index=index)[0] for index in range(3)]
+    whole = expand(lines, num_repeats=2)[0]
+    assert sorted(key for shard in shards for key in keys(shard)) == sorted(keys(whole))
+    assert all(task % 3 == index for index, shard in enumerate(shards) for task, _ in keys(shard))
+    assert {(*keys([row])[0], row["x"]) for shard in shards for row in shard} == {
+        (*keys([row])[0], row["x"]) for row in whole
+    }
 
 
 def test_overrides_lie_over_the_row():
@@ -77,6 +92,7 @@ MISTAKES = {
     "no JSON": ([A, B, b"{not json\n"], {}, "Malformed JSON in rows.jsonl at line 3"),
     "no object": ([b"[1]"], {}, "rows.jsonl at line 1: a row must be a JSON object"),
     "no parameters": ([b'{"x":1}'], {}, "rows.jsonl at line 1: 'responses_create_params' must be an object"),
+    "a stamp that is no index": ([line(_ng_task_index="7")], {}, "rows.jsonl at line 1: '_ng_task_index' must be a whole number from 0 on, not '7'"),
     "no rows": ([b"\n"], {}, "rows.jsonl has no rows"),
     "rows without an agent, all of them": ([A, B], {"agent_name": None}, "the rows at lines 1, 2 name no agent; give one with +agent_name"),
     "agents without repeats, all of them": (
@@ -98,3 +114,26 @@ def test_mistakes(lines, options, words):
     with pytest.raises(RowError) as caught:
         expand(lines, **options)
     assert words in str(caught.value)
+
+
+def test_a_thousand_rows_with_one_mistake_are_counted_not_listed():
+    with pytest.raises(RowError, match=r"the rows at lines 1, 2, (\d+, ){17}20 and 980 more name no agent"):
+        expand([A] * 1000, agent_name=None)
+
+
+def test_a_table_has_rows():
+    expander = Expander(Expansion(), "rows.parquet", unit="row")
+    with pytest.raises(RowError, match=r"rows\.parquet at row 1: a row must be a JSON object"):
+        list(expander.expand([b"[]"]))
+
+
+def test_a_million_lines_take_little_memory():
+    tracemalloc.start()
+    expander = Expander(Expansion(agent_name="a"), "rows.jsonl")
+    rows = 50_000
+    for _ in expander.expand(b'{"responses_create_params":{},"x":%d}' % number for number in range(rows)):
+        pass
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    parts = 65_536 * 130  # what empty parts take; each holds many lines once there are a million
+    assert taken < parts + 40 * rows
