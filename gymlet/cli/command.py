@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
-from gymlet.cli.console import note
+from gymlet.cli.console import hide_in_log, note
 from gymlet.config.compose import COMMAND_LINE, Composition, compose, read_mapping
 from gymlet.config.datasets import DataSet, find_rows
 from gymlet.config.paths import find_file, missing_file, search_roots
@@ -31,6 +31,7 @@ def compose_command(
 ) -> tuple[Composition, T]:
     """The configuration, its notes told, and the command's keys in it. Raises ConfigError with every mistake."""
     composition = compose(command, arguments, without_model=without_model)
+    hide_in_log(composition.tree)
     for message in composition.notes:
         note(message)
     names = [field.name for field in fields(options)]  # type: ignore[arg-type]  # they are dataclasses

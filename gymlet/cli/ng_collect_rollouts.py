@@ -17,16 +17,7 @@ from rich.console import Console
 
 from gymlet.cli.cluster import ClusterAgents
 from gymlet.cli.command import compose_command, find_source, load_plugins
-from gymlet.cli.console import (
-    EXIT_INCOMPLETE,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    fail,
-    hide_in_log,
-    note,
-    run_async,
-    run_command,
-)
+from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
 from gymlet.cli.ng_run import build_gym
 from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
@@ -71,9 +62,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Collect, then aggregate."""
-    composition, options = compose_command(COMMAND, arguments, CollectOptions)
-    hide_in_log(composition.tree)
-    return run_async(_collect(composition, options))
+    return run_async(_collect(*compose_command(COMMAND, arguments, CollectOptions)))
 
 
 def _job(config: dict[str, Any], options: CollectOptions) -> Job:

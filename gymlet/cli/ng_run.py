@@ -9,14 +9,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from gymlet.cli.command import load_plugins
 from gymlet.cli.console import EXIT_INTERRUPTED, EXIT_OK, exit_code, hide_in_log, note, run_async, run_command
 from gymlet.config.compose import Composition, compose, require_instances, to_yaml
-from gymlet.config.paths import search_roots
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import RunOptions, bind
 from gymlet.config.secrets import hide_secrets
@@ -24,7 +23,7 @@ from gymlet.serve.descriptors import limit, raise_limit, shortage
 from gymlet.serve.door import listen_often
 from gymlet.serve.gate import check_reach, is_loopback
 from gymlet.serve.launch import POLICY_MODEL, Gym, make_app, serve, server_instances
-from gymlet.serve.plugins import Plugin, load
+from gymlet.serve.plugins import Plugin
 from gymlet.serve.traffic import Stop
 from gymlet.serve.workers import HUB_SOCKET, Fleet, Plan, WorkerContext
 from gymlet.upstream.limiters import Limiters, LocalLimiters
@@ -54,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     composition = compose("ng_run", arguments)
     hide_in_log(composition.tree)
     options = _options(composition)
+    require_instances(composition)
     plugins = load_plugins(composition)
     _check(composition, plugins, options)
     head = composition.head_server
@@ -133,7 +133,7 @@ def _together(server: Server, ready: Callable[[Sequence[int]], None]) -> int:
         work=server.serve,
         run=run_worker,
         on_ready=ready,
-        on_stop=close,
+        close=close,
         stop_timeout_s=server.composition.head_server.shutdown_timeout_s + STOP_MARGIN_S,
         hub=lambda folder: Hub().serving(folder / HUB_SOCKET),
     )
@@ -165,17 +165,9 @@ def _check(composition: Composition, plugins: Sequence[Plugin], options: RunOpti
         raise ConfigError(problems)
 
 
-def load_plugins(composition: Composition) -> list[Plugin]:
-    """The classes and options of all instances. Raises ConfigError with every mistake."""
-    require_instances(composition)
-    plugins, problems = load(composition.instances, search_roots(Path.cwd()))
-    if problems:
-        raise ConfigError(problems)
-    return plugins
-
-
 def build_gym(composition: Composition) -> Gym:
     """The instances of a configuration, to run in this process. Raises ConfigError with every mistake."""
+    require_instances(composition)
     return Gym(load_plugins(composition))
 
 

@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 COUNTS = ("expected", "ok", "failed", "missing")
+GAP = "  "
 
 
 def show_scores(console: Console, entries: Iterable[dict[str, Any]]) -> None:
     """Two tables per agent: its headline metrics, and the counts and interval of each score."""
     for entry in entries:
-        console.print(_metrics(entry))
-        console.print(_intervals(entry))
+        console.print(entry["agent_ref"]["name"], style="italic", markup=False)
+        for table in (_metrics(entry), _intervals(entry)):
+            for line in _aligned(list(table)):
+                console.print(line, markup=False)
 
 
-def _metrics(entry: dict[str, Any]) -> Table:
-    table = Table(title=entry["agent_ref"]["name"], title_justify="left", box=None, pad_edge=False)
-    table.add_column("metric")
-    table.add_column("value", justify="right")
+def _metrics(entry: dict[str, Any]) -> Iterator[Sequence[str]]:
+    yield "metric", "value"
     for name, value in entry["key_metrics"].items():
-        table.add_row(name.replace("[", r"\["), f"{value:.4f}" if name.startswith("mean/") else f"{value:.2f} %")
-    return table
+        yield name, f"{value:.4f}" if name.startswith("mean/") else f"{value:.2f} %"
 
 
-def _intervals(entry: dict[str, Any]) -> Table:
-    table = Table("score", "mean", "95 % interval", "failures as 0", *COUNTS, box=None, pad_edge=False)
+def _intervals(entry: dict[str, Any]) -> Iterator[Sequence[str]]:
+    yield "score", "mean", "95 % interval", "failures as 0", *COUNTS
     for name, score in entry["intervals"].items():
-        table.add_row(
+        yield (
             name,
             _percent(score["mean"]),
             _range(score),
             _percent(score["mean_failures_as_0"]),
             *("-" if score[key] is None else str(score[key]) for key in COUNTS),
         )
-    return table
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines: names to the left, values to the right; a narrow terminal breaks them itself."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *values in rows:
+        cells = (value.rjust(width) for value, width in zip(values, widths[1:], strict=True))
+        yield GAP.join((name.ljust(widths[0]), *cells))
 
 
 def _percent(value: float | None) -> str:

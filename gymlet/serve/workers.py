@@ -64,13 +64,14 @@ class Plan:
 
     ``work`` is done in each worker. ``hub``, given the folder, is entered in a process of its own before any worker
     starts, and left behind the last. ``run`` runs a coroutine in a child and gives its exit code. ``on_ready``, given
-    the workers' pids, and ``on_stop`` are called in the parent. What still runs after ``stop_timeout_s`` is killed.
+    the workers' pids, is called in the parent. ``close`` lets go of what is the workers' alone, such as the listening
+    sockets: in the parent when the server stops, and in the hub. What still runs after ``stop_timeout_s`` is killed.
     """
 
     work: Callable[[WorkerContext, Stop, Ready], Coroutine[Any, Any, None]]
     run: Run
     on_ready: Callable[[Sequence[int]], None]
-    on_stop: Callable[[], None]
+    close: Callable[[], None]
     stop_timeout_s: float
     hub: Hub | None = None
 
@@ -83,7 +84,11 @@ class Fleet:
         self._folder = _private_folder()
         contexts = [WorkerContext(index, count, self._folder) for index in range(count)]
         self._workers = [Child(f"worker {each.index}", _worker_work(plan, each)) for each in contexts]
-        self._hub = Child("the hub", _hub_work(plan.hub, self._folder), stays=True) if plan.hub is not None else None
+        self._hub = (
+            Child("the hub", _hub_work(plan.hub, plan.close, self._folder), stays=True)
+            if plan.hub is not None
+            else None
+        )
         self._children = [*self._workers, *([self._hub] if self._hub is not None else [])]
         self._selector = selectors.DefaultSelector()
         self._dues: dict[Child, float] = {}
@@ -206,7 +211,7 @@ class Fleet:
         self._exit_code = exit_code
         self._stopping_until = time.monotonic() + self._plan.stop_timeout_s
         self._dues.clear()
-        self._plan.on_stop()
+        self._plan.close()
         for child in self._workers:
             child.tell(SOON)
         self._stop_hub()
@@ -220,8 +225,9 @@ def _worker_work(plan: Plan, context: WorkerContext) -> Work:
     return lambda stop, ready: plan.work(context, stop, ready)
 
 
-def _hub_work(hub: Hub, folder: Path) -> Work:
+def _hub_work(hub: Hub, close: Callable[[], None], folder: Path) -> Work:
     async def work(stop: Stop, ready: Ready) -> None:
+        close()
         async with hub(folder):
             ready()
             await stop.soon.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import select
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -69,10 +70,20 @@ class _Connector(aiohttp.TCPConnector):
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
             reused = _CONNECTION.get().reused = getattr(protocol, "served_before", False)
-            if not (reused and protocol.should_close):  # type: ignore[union-attr]
+            if not (reused and (protocol.should_close or _has_news(connection))):  # type: ignore[union-attr]
                 protocol.served_before = True  # type: ignore[union-attr]
                 return connection
             connection.close()
+
+
+def _has_news(connection: aiohttp.connector.Connection) -> bool:
+    """Whether an idle connection has something to read: its end, or an answer to what was not asked."""
+    sock = connection.transport.get_extra_info("socket") if connection.transport is not None else None
+    if sock is None or sock.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class Answer:

@@ -240,6 +240,25 @@ async def test_rollouts_of_others_are_scored_too(command, write, tmp_path):
     assert not (tmp_path / "all_manifest.json").exists()
 
 
+async def test_shards_that_two_commands_collected(command, provider, tmp_path):
+    """From a table, by two machines, to one run; then verified again."""
+    (tmp_path / "env.yaml").write_text(
+        f"policy_api_key: k\npolicy_model_name: boxed-random\npolicy_base_url: {provider.url}/v1\n"
+    )
+    await succeed(command, "ng_export", f"+input_jsonl_fpath={EXAMPLE}", "+output_fpath=rows.parquet")
+    for index in range(2):
+        shard = (f"+shard_index={index}", "+num_shards=2", f"+output_jsonl_fpath=out/run-{index}.jsonl")
+        words = (WITH_MODEL, "+agent_name=mcqa_simple_agent", "+input_jsonl_fpath=rows.parquet", *shard)
+        out, _ = await succeed(command, "ng_collect_rollouts", *words)
+        assert f"25 of 25 rollouts in out/run-{index}.jsonl" in out
+    out, err = await succeed(command, *AGGREGATE)
+    assert ("50 of 50 rollouts in out/whole.jsonl, from 2 shards" in out, err) == (True, "")
+    assert sorted(row["_ng_task_index"] for row in read(tmp_path / "out" / "whole.jsonl")) == list(range(50))
+    again = ("ng_reverify", MCQA, "+rollouts_jsonl_fpath=out/whole.jsonl", "+output_jsonl_fpath=again.jsonl")
+    out, _ = await succeed(command, *again)
+    assert "verified again: 50, in again.jsonl\nrewards changed: 0 (0 higher, 0 lower)" in out
+
+
 # --- ng_reverify -----------------------------------------------------------------------------------------------------
 
 REVERIFY = ("ng_reverify", MCQA, "+rollouts_jsonl_fpath=run.jsonl", "+output_jsonl_fpath=again.jsonl")

@@ -269,7 +269,7 @@ def run(coroutine):
     asyncio.run(coroutine)
     return 0
 
-plan = Plan(work, run, on_ready=lambda pids: say(f"ready with {len(pids)}"), on_stop=lambda: say("stop"), stop_timeout_s=5, hub=hub)
+plan = Plan(work, run, on_ready=lambda pids: say(f"ready with {len(pids)}"), close=lambda: say("closed"), stop_timeout_s=5, hub=hub)
 sys.exit(Fleet(2, plan).run())
 """
 
@@ -278,13 +278,14 @@ async def test_the_hub_is_there_before_the_workers_and_after_them():
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", HUB, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    lines = [(await asyncio.wait_for(process.stdout.readline(), 20)).decode() for _ in range(4)]
-    assert lines[0] == "hub entered\n"
-    assert sorted(lines[1:3]) == ["worker 0 of 2 read shared\n", "worker 1 of 2 read shared\n"]
-    assert lines[3] == "ready with 2\n"
+    lines = [(await asyncio.wait_for(process.stdout.readline(), 20)).decode() for _ in range(5)]
+    assert lines[:2] == ["closed\n", "hub entered\n"]
+    assert sorted(lines[2:4]) == ["worker 0 of 2 read shared\n", "worker 1 of 2 read shared\n"]
+    assert lines[4] == "ready with 2\n"
     os.kill(min(children(process)), signal.SIGKILL)
-    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"hub entered\n"
+    for line in (b"closed\n", b"hub entered\n"):
+        assert await asyncio.wait_for(process.stdout.readline(), 20) == line
     process.terminate()
     code, out, err = await ended(process)
     assert "the hub ended with signal SIGKILL; it is started again" in err
-    assert (code, out) == (0, "stop\nworker left\nworker left\nhub left\n")
+    assert (code, out) == (0, "closed\nworker left\nworker left\nhub left\n")
