@@ -7,7 +7,7 @@ KILLS  ?= 200
 CONFIG ?= resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format cover bench crash soak clients corpus golden providers clean
+.PHONY: help install demo run test check format cover bench crash ray soak clients corpus golden providers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ bench: $(VENV)/.dev  ## measure the server beside a handler that copies bytes, t
 crash: $(VENV)/.dev  ## kill the collector at KILLS random moments, and count what became of every rollout
 	@$(BIN)/python scripts/crash.py --kills $(KILLS)
 
+ray: $(VENV)/.ray  ## collect on a Ray cluster of two nodes, lose one, gain one, and count (needs root)
+	@$(BIN)/python scripts/ray_cluster.py
+
 soak: $(VENV)/.dev  ## send 100,000 requests at a provider that misbehaves, and check that each one ends
 	@$(BIN)/python scripts/soak.py
 
@@ -73,6 +76,11 @@ $(BIN)/python:
 $(VENV)/.dev: $(BIN)/python setup.cfg pyproject.toml
 	@echo "installing gymlet and its development tools …"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.ray: $(BIN)/python setup.cfg pyproject.toml
+	@echo "installing Ray …"
+	@$(PIP) -e '.[dev,ray]'
 	@touch $@
 
 $(VENV)/.clients: $(BIN)/python setup.cfg pyproject.toml

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gymlet.cli.console import note
 from gymlet.config.paths import search_roots
 from gymlet.config.schema import Instance
 from gymlet.rollout.metrics import MetricsSpec
@@ -42,5 +43,5 @@ class ClusterAgents:
         """What runs them; ``parallel`` is of each node."""
         configuration = pack(self._instances, search_roots(Path.cwd()))
         service = Service(serve_agents, configuration, parallel or MAX_PARALLEL_A_NODE, timeout_s)
-        self._executor = RayExecutor(service, address=address or ANY_CLUSTER)
+        self._executor = RayExecutor(service, address=address or ANY_CLUSTER, tell=note)
         return self._executor

@@ -17,11 +17,10 @@ from typing import Any
 import orjson
 
 from gymlet.rollout import manifest
-from gymlet.rollout.compact import KeySet
 from gymlet.rollout.episode import Ended, Failure, Success, failed
-from gymlet.rollout.executor import Executor, Node, NodeLost
+from gymlet.rollout.executor import Executor, Node, NodeGone, NodeLost
 from gymlet.rollout.files import RunFiles, StorageError, read_rows, stamped_first, storing, write_json
-from gymlet.rollout.keys import Key, key_of
+from gymlet.rollout.keys import Attempts, Key, key_of
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.records import Records
 from gymlet.rollout.scores import score_run, write_scores
@@ -77,7 +76,8 @@ class Run:
         self.max_attempts = max_attempts()
         self._records = Records(job.files, self.max_attempts)
         self._tally = Tally()
-        self._lost = KeySet()
+        self._losses = Attempts()
+        self._suspects: asyncio.Queue[Task] = asyncio.Queue()
         self.ended = 0
         """Rollouts that ended since the run began, well or not."""
 
@@ -169,6 +169,7 @@ class Run:
             for node in set(nodes) - used:
                 for _ in range(node.leases):
                     group.create_task(self._take_leases(executor, node, todo))
+                group.create_task(self._try_suspects(executor, node, todo))
             used.update(nodes)
 
     async def _take_leases(self, executor: Executor, node: Node, todo: Todo) -> None:
@@ -180,21 +181,47 @@ class Run:
                 async for batch in executor.submit(node, lease):
                     for ended in batch:
                         self._commit(ended, out, todo)
+            except NodeGone:
+                for task in out.values():
+                    todo.give_back(task)
+                return
             except NodeLost:
                 self._take_back(out.values(), todo)
                 return
 
     def _take_back(self, tasks: Iterable[Task], todo: Todo) -> None:
-        """Tasks of a lost node come next; one that was on two of them may have broken both, and is filed."""
+        """Tasks of a lost node come next; those that were on two of them are suspects: one may have broken both."""
         for task in tasks:
-            if self._lost.add(*task.key):
+            if self._losses.add(task.key) == 1:
                 todo.give_back(task)
             else:
-                error = AgentError(
-                    "the node that ran it was lost, and so was another one before; the next run tries it"
-                )
-                self._append(failed(task.row(), error))
+                self._suspects.put_nowait(task)
+
+    async def _try_suspects(self, executor: Executor, node: Node, todo: Todo) -> None:
+        """Run suspects one by one, each in a lease of its own; one that loses its node again is filed."""
+        while (task := await self._next_suspect(todo)) is not None:
+            out = {task.key: task}
+            try:
+                async for batch in executor.submit(node, [task]):
+                    for ended in batch:
+                        self._commit(ended, out, todo)
+            except NodeGone:
+                self._suspects.put_nowait(task)
+                return
+            except NodeLost:
+                told = "the node that ran it was lost, as were two others that had run it; the next run tries it"
+                self._append(failed(task.row(), AgentError(told)))
                 todo.settle()
+                return
+
+    async def _next_suspect(self, todo: Todo) -> Task | None:
+        getting, over = asyncio.create_task(self._suspects.get()), asyncio.create_task(todo.over.wait())
+        try:
+            await asyncio.wait({getting, over}, return_when=asyncio.FIRST_COMPLETED)
+            return getting.result() if getting.done() else None
+        finally:
+            getting.cancel()
+            over.cancel()
 
     def _commit(self, ended: Ended, out: dict[Key, Task], todo: Todo) -> None:
         """Keep how a task ended, if it is still out: what comes twice is dropped.

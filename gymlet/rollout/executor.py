@@ -21,6 +21,10 @@ class NodeLost(Exception):  # noqa: N818  it says what happened
     """A node is gone with its lease; what it had not returned may, or may not, have been run."""
 
 
+class NodeGone(NodeLost):
+    """A node was gone already, and ran nothing of the lease."""
+
+
 class Executor(Protocol):
     """Runs tasks. It is given them by the collector, which alone writes what comes back."""
 
@@ -33,7 +37,7 @@ class Executor(Protocol):
         ...
 
     def submit(self, node: Node, lease: Sequence[Task]) -> AsyncIterator[Sequence[Ended]]:
-        """Run tasks on a node; how they ended, in whatever order, some at a time. Raises NodeLost."""
+        """Run tasks on a node; how they ended, in whatever order, some at a time. Raises NodeLost, NodeGone."""
         ...
 
     async def stop(self) -> None:

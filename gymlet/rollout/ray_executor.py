@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gymlet.rollout.episode import Ended, RunAgent, run
-from gymlet.rollout.executor import Node, NodeLost
+from gymlet.rollout.executor import Node, NodeGone, NodeLost
 from gymlet.rollout.ray_limiters import Lender, RayLimiters
 from gymlet.rollout.todo import Task
 from gymlet.upstream.limiters import Limiters
@@ -91,13 +91,15 @@ class Host:
 class RayExecutor:
     """The nodes of a cluster as places to run leases. Owns its actors; the cluster is not its own, and stays."""
 
-    def __init__(self, service: Service, *, address: str) -> None:
+    def __init__(self, service: Service, *, address: str, tell: Callable[[str], None]) -> None:
+        """``tell``: what the user may want to know, such as that a node has joined."""
         self._service = service
         self._address = address
+        self._tell = tell
         self._ray: Any = None
         self._hosts: dict[str, Any] = {}
         self._refused: dict[str, str] = {}
-        self.notes: list[str] = []
+        self._addresses: dict[str, str] = {}
 
     async def start(self) -> None:
         """Join the cluster. Raises RequestError where there is none, or anybody could use it."""
@@ -115,10 +117,12 @@ class RayExecutor:
     async def nodes(self) -> AsyncIterator[Sequence[Node]]:
         """The nodes that serve; looked for every second."""
         while True:
-            alive = {node["NodeID"] for node in await asyncio.to_thread(self._ray.nodes) if node["Alive"]}
+            known = [node for node in await asyncio.to_thread(self._ray.nodes) if node["Alive"]]
+            self._addresses |= {node["NodeID"]: node["NodeManagerAddress"] for node in known}
+            alive = {node["NodeID"] for node in known}
             before = set(self._hosts)
             for name in [name for name in self._hosts if _node_id(name) not in alive]:
-                del self._hosts[name]
+                self._lose(name)
             served = {_node_id(name) for name in self._hosts}
             await asyncio.gather(*(self._start_host(node) for node in alive - served - self._refused.keys()))
             if not self._hosts and self._refused:
@@ -128,10 +132,10 @@ class RayExecutor:
             await asyncio.sleep(LOOK_S)
 
     async def submit(self, node: Node, lease: Sequence[Task]) -> AsyncIterator[Sequence[Ended]]:
-        """Run tasks on a node. Raises NodeLost when its actor is gone, or cannot be reached."""
+        """Run tasks on a node. Raises NodeLost when its actor ends or is out of reach, NodeGone when it was before."""
         host = self._hosts.get(node.name)
         if host is None:
-            raise NodeLost
+            raise NodeGone
         try:
             async for batch in host.run.options(num_returns="streaming").remote(list(lease)):
                 yield await batch
@@ -162,16 +166,19 @@ class RayExecutor:
                 host = actor.remote(service.parallel, service.timeout_s)
                 await host.start.remote(service.serve, service.configuration, self._lender, name)
         except self._ray.exceptions.RayTaskError as error:
-            self._refused[node_id] = f"{node_id[:8]}: {error.cause}"
+            self._refused[node_id] = f"{self._addresses[node_id]}: {error.cause}"
+            self._tell(f"the node {self._refused[node_id]}")
         except (self._ray.exceptions.RayError, TimeoutError):
             return  # it is gone, or slow: the next look tries again
         else:
             self._hosts[name] = host
+            self._tell(f"the node {self._addresses[node_id]} takes part")
 
     def _lose(self, name: str) -> None:
         host = self._hosts.pop(name, None)
         if host is not None:
             self._ray.kill(host)
+            self._tell(f"the node {self._addresses[_node_id(name)]} was lost; what it had is run elsewhere")
 
     def _node(self, name: str) -> Node:
         parallel = self._service.parallel

@@ -225,10 +225,9 @@ class _Attempt:
 
     def __init__(self, total_timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
-        error = timed_out(f"the provider's reply took more than {total_timeout_s:g} s (total_timeout_s)")
         self._started = loop.time()
         self._task = asyncio.current_task()
-        self._timer = loop.call_later(total_timeout_s, self.fail, error)
+        self._timer = loop.call_later(total_timeout_s, self._expire, total_timeout_s)
         self._scope = asyncio.timeout(None)
         self._answer: Answer | None = None
         self._error: StreamError | None = None
@@ -255,6 +254,9 @@ class _Attempt:
         self._timer.cancel()
         if self._task is not None:
             self._timer = loop.call_later(CLIENT_GRACE_S, self._task.cancel)
+
+    def _expire(self, total_timeout_s: float) -> None:
+        self.fail(timed_out(f"the provider's reply took more than {total_timeout_s:g} s (total_timeout_s)"))
 
     def note_first_byte(self) -> None:
         """Tell whoever listens how long it took."""

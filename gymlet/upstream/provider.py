@@ -16,7 +16,7 @@ from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.secrets import HIDDEN, MIN_SECRET_CHARS, names_secret
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Endpoint:
     """One place that speaks chat completions, with the key that opens it; a greater ``weight`` takes more calls."""
 
@@ -24,13 +24,13 @@ class Endpoint:
     api_key: str = field(default="", repr=False)
     weight: float = 1.0
 
-    @property
+    @cached_property
     def completions_url(self) -> URL:
         """Where every reply comes from; a query of the base_url (Azure's api-version) stays."""
         base = URL(self.base_url)
         return (base / "chat" / "completions").with_query(base.query)
 
-    @property
+    @cached_property
     def place(self) -> str:
         """The endpoint as it may be shown."""
         return str(self.completions_url.with_query(None))

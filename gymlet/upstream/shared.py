@@ -11,11 +11,11 @@ import asyncio
 import itertools
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -36,6 +36,22 @@ log = logging.getLogger(__name__)
 
 class LostError(Exception):
     """The hub went away before it answered."""
+
+
+class Writer(Protocol):
+    """Where lines go."""
+
+    def write(self, data: bytes) -> None:
+        """Send, now or soon."""
+        ...
+
+    def close(self) -> None:
+        """Send nothing more."""
+        ...
+
+
+Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, Writer]]]
+"""Connects to the hub: answers are read, lines are written. Raises OSError."""
 
 
 class Account:
@@ -97,7 +113,7 @@ class Hub:
             server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        borrower = _Borrower(self._limiters, writer)
+        borrower = Borrower(self._limiters, writer)
         try:
             while line := await reader.readline():
                 await borrower.take(orjson.loads(line))
@@ -108,10 +124,10 @@ class Hub:
             writer.close()
 
 
-class _Borrower:
-    """One connection to the hub."""
+class Borrower:
+    """What the hub knows of one that asks it. Owns its accounts; answers go to ``writer``."""
 
-    def __init__(self, limiters: dict[str, LocalLimiter], writer: asyncio.StreamWriter) -> None:
+    def __init__(self, limiters: dict[str, LocalLimiter], writer: Writer) -> None:
         self._limiters = limiters
         self._writer = writer
         self._accounts: dict[str, Account] = {}
@@ -150,14 +166,14 @@ class _Borrower:
 
 
 class HubLimiters:
-    """The limiters of another process. Owns the connection to it, and connects again when it is lost; use ``connect``.
+    """The limiters of another process. Owns the connection to it, and dials again when it is lost.
 
     A hub that comes back knows nothing of the permits that the one before it lent.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: asyncio.StreamWriter | None = None
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+        self._writer: Writer | None = None
         self._connected = asyncio.Event()
         self._specs: dict[str, Json] = {}
         self._numbers = itertools.count(1)
@@ -167,14 +183,19 @@ class HubLimiters:
     @asynccontextmanager
     async def connect(cls, path: Path) -> AsyncIterator[HubLimiters]:
         """Talk to the hub that listens on ``path``. Raises OSError where none does."""
-        limiters = cls(path)
-        reader = await limiters._open()
-        listening = asyncio.create_task(limiters._keep(reader))
-        try:
+        async with cls(lambda: asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)).talking() as limiters:
             yield limiters
+
+    @asynccontextmanager
+    async def talking(self) -> AsyncIterator[HubLimiters]:
+        """Talk to the hub, wherever it is. Raises OSError where it does not answer."""
+        reader = await self._open()
+        listening = asyncio.create_task(self._keep(reader))
+        try:
+            yield self
         finally:
             listening.cancel()
-            limiters._lose()
+            self._lose()
 
     def of(self, provider: Provider, options: ModelOptions) -> Limiter:
         """The limiter for calls to ``provider``."""
@@ -198,7 +219,7 @@ class HubLimiters:
         return number, reply
 
     async def _open(self) -> asyncio.StreamReader:
-        reader, self._writer = await asyncio.open_unix_connection(self._path, limit=MAX_LINE_BYTES)
+        reader, self._writer = await self._dial()
         for spec in self._specs.values():
             self.tell(spec)
         self._connected.set()
