@@ -22,13 +22,14 @@ def asking(client, url, body, path="/v1/responses", count=1):
 
 
 async def closed(url):
-    """Wait until nobody new is let in."""
+    """Wait until nobody new is let in: connections are refused. One that waits to be accepted just then is reset."""
     host, _, port = url.removeprefix("http://").partition(":")
     async with asyncio.timeout(20):
         with contextlib.suppress(ConnectionRefusedError):
             while True:
-                _, writer = await asyncio.open_connection(host, int(port))
-                writer.close()
+                with contextlib.suppress(ConnectionResetError):
+                    _, writer = await asyncio.open_connection(host, int(port))
+                    writer.close()
                 await asyncio.sleep(0.02)
 
 
