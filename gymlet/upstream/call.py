@@ -278,4 +278,6 @@ def _outcome(error: ProviderError) -> Outcome:
         return "unreachable"
     if error.status == 429:
         return "throttled"
+    if error.status == 500 and not isinstance(error, StreamError):
+        return "erred"
     return "rejected" if error.status < 500 and not error.transient else "failed"

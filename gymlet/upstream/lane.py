@@ -10,14 +10,15 @@ from gymlet.upstream.limit import AdaptiveLimit, Spent, Window
 
 Json = dict[str, Any]
 
-Outcome = Literal["ok", "rejected", "throttled", "unreachable", "failed", "left"]
+Outcome = Literal["ok", "rejected", "throttled", "unreachable", "failed", "erred", "left"]
 """How a call ended.
 
 ok: answered · rejected: the request was at fault (4xx) · throttled: one too many (429) · unreachable: no connection ·
-failed: 5xx, a reset, a timeout · left: the client went away, which says nothing of the provider.
+failed: another 5xx, a reset, a timeout · erred: 500, which some say of a request that is at fault · left: the client
+went away, which says nothing of the provider.
 """
 
-OUTCOMES: tuple[Outcome, ...] = ("ok", "rejected", "throttled", "unreachable", "failed", "left")
+OUTCOMES: tuple[Outcome, ...] = ("ok", "rejected", "throttled", "unreachable", "failed", "erred", "left")
 
 MAX_FAILURES = 8
 """Calls in a row without an answer, after which an endpoint rests. With 3 of 10 failing by chance: once in 15,000."""
@@ -175,7 +176,7 @@ class Lane:
         self._settle_tokens(grant, outcome, tokens, now)
         if outcome in ("ok", "rejected", "throttled"):
             self._breaker.answered()
-        elif outcome == "left" or grant.answered:
+        elif outcome in ("left", "erred") or grant.answered:
             self._breaker.abandoned(probe=grant.probe)
         else:
             self._breaker.failed(probe=grant.probe, now=now)
@@ -184,7 +185,7 @@ class Lane:
                 self._limit.throttled(sent_at=grant.at, now=now)
             case "unreachable":
                 self._limit.unreachable(sent_at=grant.at, now=now)
-            case "failed":
+            case "failed" | "erred":
                 self._limit.faltered(now=now)
 
     def to_json(self, now: float) -> Json:

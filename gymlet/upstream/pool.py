@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gymlet.upstream.lane import Grant, Lane, Outcome
+from gymlet.upstream.lane import OUTCOMES, Grant, Lane, Outcome
 
 Json = dict[str, Any]
 
@@ -133,7 +133,7 @@ class Pool:
     def to_json(self, now: float) -> Json:
         """The sums over all lanes, the queue, and each lane."""
         lanes = [lane.to_json(now) for lane in self.lanes]
-        summed = ("limit", "in_flight", "sent", "ok", "rejected", "throttled", "unreachable", "failed", "left")
+        summed = ("limit", "in_flight", "sent", *OUTCOMES)
         return {**{key: sum(lane[key] for lane in lanes) for key in summed}, "queued": self.queued, "endpoints": lanes}
 
     def _enqueue(self, waiting: Waiting, now: float) -> None:

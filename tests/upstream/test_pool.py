@@ -133,6 +133,13 @@ def test_an_endpoint_without_answers_rests_then_one_call_finds_out():
     assert [take(p, now=3.5) is not None for _ in range(5)] == [True] * 5
 
 
+def test_a_500_does_not_let_an_endpoint_rest():
+    p = pool(100)
+    for _ in range(2 * MAX_FAILURES):
+        p.ended(take(p), "erred", 0.0)
+    assert take(p) is not None
+
+
 def test_a_probe_whose_client_left_says_nothing():
     p = pool(1)
     for _ in range(MAX_FAILURES):
@@ -189,7 +196,9 @@ def test_tokens_a_minute_are_kept_to_and_corrected():
     assert go(p, 2.0) == [(2, 0)]
 
 
-steps = st.lists(st.sampled_from(["ask", "ask", "retry", "ok", "failed", "unreachable", "throttled", "left", "wait"]))
+steps = st.lists(
+    st.sampled_from(["ask", "ask", "retry", "ok", "failed", "erred", "unreachable", "throttled", "left", "wait"])
+)
 
 
 @given(steps, st.integers(1, 3), st.integers(0, 2**32))
