@@ -336,7 +336,7 @@ MIXED = (
     "error-200:500", "html:502", "html", "bad-gzip", "garbage", "close-kept-alive", "close-kept-alive:rst", "gzip",
     "slow:0.3", "status:400", "redirect", "leak",
 )  # fmt: skip
-"""What the model ``mix`` draws from. Not ``double-answer``: on a connection that is in use again, nobody can tell it."""
+"""What the model ``mix`` draws from. Not ``double-answer``: nobody can tell it on a connection that is in use again."""
 
 
 def find(model: str) -> tuple[Fault, str, bool]:
