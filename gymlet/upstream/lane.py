@@ -24,6 +24,8 @@ MAX_FAILURES = 8
 """Calls in a row without an answer, after which an endpoint rests. With 3 of 10 failing by chance: once in 15,000."""
 
 SETTLED_S = 1.0
+"""A provider that has kept a call for so long has taken it."""
+
 FIRST_REST_S, MOST_REST_S = 1.0, 30.0
 
 

@@ -287,7 +287,7 @@ class Transport:
             response.status,
             body,
             retry_after=response.headers.get("Retry-After"),
-            wait_s=asked_wait_s(response.headers, body, now_s=time.time()),
+            wait_s=asked_wait_s(response.status, response.headers, body, now_s=time.time()),
             request_id=response.headers.get(REQUEST_ID),
         )
         error.hide(self._provider.redact)

@@ -3,7 +3,7 @@
 Sources: RFC 9110, 10.2.3 (Retry-After, seconds or a date); ``retry-after-ms`` (OpenAI, Azure); ``x-ratelimit-reset-*``
 beside ``x-ratelimit-remaining-*`` (OpenAI, Groq, Together, Mistral, …: ``24m28.8s``, ``250ms``, seconds, or the time of
 day as seconds or milliseconds since 1970); google.rpc.RetryInfo's ``retryDelay`` in the body (Gemini). All of them mean
-something on errors only: some providers send them with every good reply.
+something on errors only: some providers send them with every reply.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+
+from gymlet.wire.provider_errors import passes
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -22,16 +24,19 @@ _EPOCH_S = 1_000_000_000
 _RESET, _REMAINING = "x-ratelimit-reset", "x-ratelimit-remaining"
 
 
-def asked_wait_s(headers: Mapping[str, str], body: bytes, *, now_s: float) -> float | None:
+def asked_wait_s(status: int, headers: Mapping[str, str], body: bytes, *, now_s: float) -> float | None:
     """Seconds that an error's headers (any case) or body ask to wait; None where they ask for nothing.
 
-    ``now_s`` is the time of day, in seconds since 1970.
+    An error that does not pass by itself asks for nothing, and when limits are reset matters to who hit one: many
+    providers send these headers whatever the status is. ``now_s`` is the time of day, in seconds since 1970.
     """
+    if not passes(status):
+        return None
     told = {name.lower(): value.strip() for name, value in headers.items()}
     for found in (
         _number(told.get("retry-after-ms"), scale=0.001),
         _retry_after(told.get("retry-after"), now_s),
-        _resets(told, now_s),
+        _resets(told, now_s) if status == 429 else None,
         _retry_delay(body),
     ):
         if found is not None:

@@ -95,6 +95,17 @@ async def test_a_wait_that_is_asked_for_holds_back_every_call(serve_statuses, gy
     assert min(at for at, _, _ in provider.asked[1:]) - provider.asked[0][0] >= 0.99
 
 
+@pytest.mark.parametrize("status", [400, 401])
+async def test_an_error_of_one_request_holds_nobody_back(serve_statuses, gymlet, status):
+    """Though its headers tell when limits are reset, as some providers' do on every reply."""
+    provider = await serve_statuses((status, {"x-ratelimit-reset-tokens": "5s", "Retry-After": "5"}))
+    server = await gymlet(provider.url, "m", *QUICK)
+    found, _, answer = await ask(server)
+    assert (found, "asks to wait" in answer["error"]["message"]) == (status, False)
+    async with asyncio.timeout(3):
+        assert (await ask(server))[0] == 200
+
+
 QUOTAS = {"a day": {"Retry-After": "86400"}, "a reset": {"x-ratelimit-reset-tokens": "20h"}}
 
 

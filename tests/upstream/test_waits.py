@@ -41,8 +41,21 @@ ASKED = {
 
 @pytest.mark.parametrize(("headers", "body", "expected"), ASKED.values(), ids=ASKED)
 def test_what_a_provider_asks_for(headers, body, expected):
-    found = asked_wait_s(headers, body, now_s=NOW_S)
+    found = asked_wait_s(429, headers, body, now_s=NOW_S)
     assert found == (expected if expected is None else pytest.approx(expected))
+
+
+OTHERS = {
+    "a request's own fault": (400, {"Retry-After": "7", "x-ratelimit-reset-tokens": "24m28.8s"}, None),
+    "a key's": (401, {"retry-after-ms": "700"}, None),
+    "overload": (503, {"Retry-After": "7", "x-ratelimit-reset-tokens": "24m28.8s"}, 7.0),
+    "limits that nobody hit": (500, {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "24m"}, None),
+}
+
+
+@pytest.mark.parametrize(("status", "headers", "expected"), OTHERS.values(), ids=OTHERS)
+def test_what_other_errors_ask_for(status, headers, expected):
+    assert asked_wait_s(status, headers, b"", now_s=NOW_S) == expected
 
 
 def test_backoff_is_anything_up_to_a_doubling_bound():
