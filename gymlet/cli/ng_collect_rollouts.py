@@ -142,6 +142,9 @@ async def _agents(composition: Composition, options: CollectOptions) -> AsyncIte
         async with build_gym(composition).running() as gym:
             yield gym
         return
+    if options.cache is not None:
+        told = "is of the server that calls the models: give it to ng_run, or name config_paths here"
+        raise ConfigError([Problem(told, key="cache", source=composition.sources["cache"])])
     head = composition.head_server
     remote = RemoteAgents(head.url(), next(iter(head.keys), None))
     try:

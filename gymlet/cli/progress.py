@@ -17,8 +17,8 @@ from gymlet.rollout.pace import Pace
 FRAME_S = 0.25
 LINE_S = 10.0
 
-LIMITS = ("limit", "in_flight", "queued", "retries", "throttled")
-"""What is asked of the models' limiters."""
+LIMITS = ("limit", "in_flight", "queued", "retries", "throttled", "cached")
+"""What is asked of the models."""
 
 Limits = Callable[[], Awaitable[Counter[str]]]
 
@@ -50,7 +50,7 @@ def _connections(limits: Counter[str]) -> str:
     if not limits["limit"]:
         return ""
     words = [f"connections {limits['in_flight']} of {limits['limit']}"]
-    words += [f"{limits[name]} {name}" for name in ("queued", "retries", "throttled") if limits[name]]
+    words += [f"{limits[name]} {name}" for name in ("queued", "retries", "throttled", "cached") if limits[name]]
     return ", ".join(words)
 
 

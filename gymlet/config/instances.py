@@ -13,8 +13,11 @@ DOMAINS = (
     "e2e", "rlhf", "other",
 )  # fmt: skip
 ENVIRONMENT_SERVERS = "environment_servers"
-AGENT_DEFAULTS = ("skip_verification", "skip_verification_reward")
-"""Top-level keys that stand for every agent that does not say otherwise."""
+DEFAULTS: dict[InstanceType, tuple[str, ...]] = {
+    "responses_api_agents": ("skip_verification", "skip_verification_reward"),
+    "responses_api_models": ("cache",),
+}
+"""Top-level keys that stand for every instance of a kind that does not say otherwise."""
 
 SourceOf = Callable[[str], str | None]
 
@@ -50,10 +53,10 @@ def check_references(instances: list[Instance]) -> Iterator[Problem]:
 
 def _instance(tree: Json, name: str, kind: InstanceType, source_of: SourceOf) -> Instance:
     ((implementation, options),) = tree[name][kind].items()
-    if kind == "responses_api_agents":
-        options = {key: tree[key] for key in AGENT_DEFAULTS if key in tree} | options
     where = f"{name}.{kind}.{implementation}"
-    key_sources = {key: source_of(f"{where}.{key}") for key in options}
+    inherited = {key: tree[key] for key in DEFAULTS.get(kind, ()) if key in tree and key not in options}
+    key_sources = {key: source_of(f"{where}.{key}") for key in options} | {key: source_of(key) for key in inherited}
+    options = options | inherited
     return Instance(name, kind, implementation, options["entrypoint"], options, source_of(where), key_sources)
 
 

@@ -29,6 +29,9 @@ Secret = Annotated[str, "secret"]
 Headers = Annotated[dict[str, str], "headers"]
 """Sent with every request."""
 
+Sqlite = Annotated[str, "sqlite"]
+"""A file of SQLite's, as ``sqlite:PATH``."""
+
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
@@ -104,7 +107,8 @@ class ServerRef:
 class ModelOptions(Profile):
     """What every model server understands: its dialect (see wire.profile), how much it takes, how long it waits.
 
-    Limits are of each endpoint with its key; docs/reliability.md says what each key does. Times are in seconds.
+    Limits are of each endpoint with its key; docs/reliability.md says what each key does, and docs/cache.md what the
+    cache's do. Times are in seconds.
     """
 
     num_concurrent_requests: PositiveInt = 1000
@@ -123,6 +127,8 @@ class ModelOptions(Profile):
     idle_timeout_s: PositiveFloat = 300.0
     total_timeout_s: PositiveFloat = 3600.0
     max_stored_responses: NonNegativeInt = 1000
+    cache: Sqlite | None = None
+    max_cache_bytes: PositiveInt | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +215,7 @@ class CollectOptions:
     num_shards: PositiveInt = 1
     executor: Literal["local", "ray"] = "local"
     ray_address: str | None = None
+    cache: Sqlite | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a shard that there is not."""
@@ -294,6 +301,13 @@ def _checked_headers(headers: dict[str, str]) -> dict[str, str]:
     return {name: _header_value(value) for name, value in headers.items()}
 
 
+def _checked_sqlite(setting: str) -> str:
+    scheme, _, path = setting.partition(":")
+    if scheme != "sqlite" or not path:
+        raise ValueError(f"'{setting}' must be sqlite:PATH")
+    return setting
+
+
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OWN_HEADERS = frozenset(
     {
@@ -302,7 +316,12 @@ _OWN_HEADERS = frozenset(
     }
 )  # fmt: skip
 
-_CHECKS: dict[Any, Callable[[Any], Any]] = {Url: _checked_url, Secret: _header_value, Headers: _checked_headers}
+_CHECKS: dict[Any, Callable[[Any], Any]] = {
+    Url: _checked_url,
+    Secret: _header_value,
+    Headers: _checked_headers,
+    Sqlite: _checked_sqlite,
+}
 
 
 def _mentions(kind: Any, hint: Any) -> bool:

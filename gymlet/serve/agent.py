@@ -8,10 +8,10 @@ from typing import ClassVar
 from aiohttp import web
 
 from gymlet.config.schema import AgentOptions
-from gymlet.rollout.metrics import MetricsSpec
+from gymlet.rollout.metrics import ROLLOUT, MetricsSpec
 from gymlet.serve.failures import json_response
 from gymlet.serve.peers import EnvironmentPeer, ModelPeer, SessionPeer
-from gymlet.upstream.watch import CALLS, CallLog
+from gymlet.upstream.watch import CallLog, noted
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import AgentError, GymletError, RequestError
 from gymlet.wire.fields import parse_object
@@ -20,21 +20,28 @@ from gymlet.wire.fields import parse_object
 class Timings:
     """Where the seconds of one rollout went. Owns its sums.
 
-    ``calls`` is told of every call of a model: its wait in the queue is part of ``model_s``.
+    ``calls`` is told of every call of a model: its wait in the queue is part of ``model_s``. ``repeat`` is the number
+    of the rollout among those of its task.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, repeat: int | None = None) -> None:
         self._sums = {"model_s": 0.0, "tools_s": 0.0, "verify_s": 0.0}
-        self.calls = CallLog()
+        self.calls = CallLog(repeat)
 
     def add(self, name: str, started: float) -> None:
         """Count the time since ``started`` (of ``time.perf_counter``) as ``name``."""
         self._sums[name] += time.perf_counter() - started
 
-    def to_json(self) -> Json:
-        """Seconds, to the microsecond; ``ttft_s``, the first call's time to its first byte, is null without a call."""
-        told = {**self._sums, "queued_s": self.calls.queued_s, "ttft_s": self.calls.ttft_s}
-        return {name: None if seconds is None else round(seconds, 6) for name, seconds in told.items()}
+    def stamps(self) -> Json:
+        """``_ng_timings`` in seconds, to the microsecond; ``_ng_retries``; ``_ng_cached_calls`` where there are some.
+
+        ``ttft_s``, the first call's time to its first byte, is null where no provider was called.
+        """
+        calls = self.calls
+        told = {**self._sums, "queued_s": calls.queued_s, "ttft_s": calls.ttft_s}
+        rounded = {name: None if seconds is None else round(seconds, 6) for name, seconds in told.items()}
+        cached = {"_ng_cached_calls": calls.cached} if calls.cached else {}
+        return {"_ng_timings": rounded, "_ng_retries": calls.retries, **cached}
 
 
 class Agent:
@@ -66,17 +73,14 @@ class Agent:
         params = row.get("responses_create_params")
         if not isinstance(params, dict):
             raise RequestError("'responses_create_params' must be an object", param="responses_create_params")
-        timings = Timings()
+        timings = Timings(row.get(ROLLOUT))
         session = await self.environment.open_session(row)
-        noting = CALLS.set(timings.calls)
-        try:
+        with noted(timings.calls):
             response = await self._answer(params, session, timings)
-        finally:
-            CALLS.reset(noting)
         started = time.perf_counter()
         verified = await self._verify(session, {**row, "response": response})
         timings.add("verify_s", started)
-        return {**verified, "_ng_timings": timings.to_json(), "_ng_retries": timings.calls.retries}
+        return {**verified, **timings.stamps()}
 
     async def metrics_spec(self) -> MetricsSpec:
         """Which fields of a verified row are scores: the environment says so."""

@@ -1,8 +1,6 @@
-"""Replies of a model kept in a file, so that the same call is not paid for twice.
+"""Replies of models in a file of SQLite's, each below the digest of its call.
 
-Opt-in: ``cache: sqlite:PATH`` on a model instance. A call is known by a digest of provider, model, parameters and
-repeat: the second rollout of a task is another call, and asks anew. Several processes may share a file. What is kept is
-digests and replies; neither keys nor requests are.
+Several processes may share a file. What is in it is digests and replies; neither keys nor requests are.
 """
 
 from __future__ import annotations
@@ -14,25 +12,22 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import orjson
 
+from gymlet.config.problems import ConfigError, Problem
+from gymlet.config.schema import ModelOptions
 from gymlet.wire.deltas import Json
-from gymlet.wire.errors import RequestError
 
 log = logging.getLogger(__name__)
 
-SCHEME = "sqlite:"
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 30.0
 """How long one process waits for another that is writing."""
 
 FORM_OF_REPLY = frozenset({"stream", "stream_options"})
 """Parameters that say how a reply comes, not what is in it."""
-
-WHOLE = frozenset({"stop", "tool_calls", "function_call"})
-"""The ends that a reply comes to by itself."""
 
 _SCHEMA = """
     BEGIN IMMEDIATE;
@@ -50,49 +45,18 @@ _SCHEMA = """
 T = TypeVar("T")
 
 
-class ModelCache(Protocol):
-    """Where replies are kept."""
+def call_digest(origin: str, request: Json, repeat: int | str | None) -> bytes:
+    """The digest of a call: whose model it is, the chat request with all its parameters, and which repeat asks.
 
-    async def get(self, key: bytes) -> bytes | None:
-        """The reply to a call, None if it is not there."""
-        ...
-
-    async def put(self, key: bytes, body: bytes) -> None:
-        """Keep the reply to a call, if it is whole."""
-        ...
-
-
-def cache_key(provider: str, model: str, request: Json, repeat: int | str | None) -> bytes:
-    """The digest of a call: where it goes, the chat request's parameters, and which repeat it is of.
-
-    ``repeat``: the seed or the rollout's index; calls that leave it out share their reply.
+    Calls that leave ``repeat`` out share their reply.
     """
     asked = {name: value for name, value in request.items() if name not in FORM_OF_REPLY}
-    call = {"provider": provider, "model": model, "request": asked, "repeat": repeat}
+    call = {"origin": origin, "request": asked, "repeat": repeat}
     return hashlib.blake2b(orjson.dumps(call, option=orjson.OPT_SORT_KEYS), digest_size=32).digest()
 
 
-def is_whole(body: bytes) -> bool:
-    """Whether a body is a chat completion that came to its end: no error, no reply that was cut off or stopped."""
-    try:
-        reply = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return False
-    choices = reply.get("choices") if isinstance(reply, dict) and not reply.get("error") else None
-    if not isinstance(choices, list) or not choices:
-        return False
-    return all(isinstance(choice, dict) and choice.get("finish_reason") in WHOLE for choice in choices)
-
-
-def cache_path(setting: str) -> Path:
-    """The file of a ``cache`` setting. Raises RequestError for one of another form."""
-    if not setting.startswith(SCHEME) or len(setting) == len(SCHEME):
-        raise RequestError(f"cache: '{setting}' must be {SCHEME}PATH", param="cache")
-    return Path(setting[len(SCHEME) :]).expanduser()
-
-
 class SqliteCache:
-    """A cache in a file. Owns a thread, which alone speaks with the file, so that the event loop never waits for it.
+    """Replies in a file. Owns a thread, which alone speaks with the file, so that the event loop never waits for it.
 
     ``max_bytes``: the oldest replies go when all together have more. A file that breaks while it is in use costs calls,
     not rollouts: it is told once in the log, and asked no more.
@@ -106,12 +70,20 @@ class SqliteCache:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gymlet-cache")
         self._file: sqlite3.Connection | None = None
 
+    @classmethod
+    def of(cls, options: ModelOptions) -> SqliteCache | None:
+        """The cache that a model's options ask for."""
+        if options.cache is None:
+            return None
+        path = Path(options.cache.partition(":")[2]).expanduser()
+        return cls(path, max_bytes=options.max_cache_bytes)
+
     async def start(self) -> None:
-        """Open the file, or make it. Raises RequestError for one that is no cache, or cannot be written."""
+        """Open the file, or make it. Raises ConfigError for one that is no cache, or cannot be written."""
         try:
             self._file = await self._in_thread(self._open)
         except (sqlite3.Error, OSError) as error:
-            raise RequestError(f"the cache {self.path} cannot be used: {error}", param="cache") from None
+            raise ConfigError([Problem(f"{self.path} cannot be used: {error}", key="cache")]) from None
 
     async def stop(self) -> None:
         """Close the file; what was put is in it."""
@@ -128,9 +100,8 @@ class SqliteCache:
         return body
 
     async def put(self, key: bytes, body: bytes) -> None:
-        """Keep the reply to a call, if it is whole; the first of several for one call stays."""
-        if is_whole(body):
-            await self._guarded(lambda file: _put(file, key, body, self._max_bytes))
+        """Keep the reply to a call; the first of several for one call stays."""
+        await self._guarded(lambda file: _put(file, key, body, self._max_bytes))
 
     async def _guarded(self, does: Callable[[sqlite3.Connection], T]) -> T | None:
         file = self._file

@@ -7,22 +7,24 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import orjson
 from aiohttp import web
 
 from gymlet.config.schema import ModelOptions
 from gymlet.serve import streaming
+from gymlet.serve.cache import SqliteCache
+from gymlet.serve.cached_calls import CachedUpstream
 from gymlet.serve.failures import json_response
 from gymlet.serve.fellows import Fellows
 from gymlet.serve.request_ids import note_provider_id
 from gymlet.serve.store import ResponseStore, Stored, references
-from gymlet.serve.streaming import NewReply
+from gymlet.serve.streaming import Body, NewReply
 from gymlet.upstream.call import Upstream
 from gymlet.upstream.limiters import Limiters, LocalLimiters
 from gymlet.upstream.provider import Provider
-from gymlet.upstream.transport import Answer
+from gymlet.upstream.watch import CallLog, noted
 from gymlet.wire.chat import ChatReader
 from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.completions import CompletionWriter
@@ -38,6 +40,11 @@ from gymlet.wire.seal import Seal
 from gymlet.wire.tools import toolbox
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+REPEAT = "x-gymlet-repeat"
+"""The header by which a client says which of several equal calls this is; with it, each has a reply of its own."""
 
 ENCRYPTED = "reasoning.encrypted_content"
 """What a client includes that wants to send reasoning back."""
@@ -80,10 +87,13 @@ class ModelServer:
     def __init__(self, name: str, options: ModelOptions) -> None:
         self.name = name
         self.options = options
-        self._seal = Seal(f"{self.origin}/{options.model}")
+        self._whose = f"{self.origin}/{options.model}"
+        self._seal = Seal(self._whose)
         self._store = ResponseStore(options.max_stored_responses)
         self.limiters: Limiters = LocalLimiters()
         self._upstream: Upstream | None = None
+        self._cache = SqliteCache.of(options)
+        self._caller: Upstream | CachedUpstream | None = None
         self._fellows: Fellows | None = None
         self._new_id = new_id
 
@@ -100,15 +110,22 @@ class ModelServer:
         """Stop what ``open_provider`` started. Called once, after the last reply."""
 
     async def start(self) -> None:
-        """Get ready to call the provider."""
+        """Get ready to call the provider. Raises ConfigError for a cache that cannot be used."""
+        if self._cache is not None:
+            await self._cache.start()
         provider = await self.open_provider()
-        self._upstream = Upstream(provider, self.options, self.limiters.of(provider, self.options))
+        self._caller = self._upstream = Upstream(provider, self.options, self.limiters.of(provider, self.options))
+        if self._cache is not None:
+            total_timeout_s = self.options.total_timeout_s
+            self._caller = CachedUpstream(self._upstream, self._cache, self._whose, total_timeout_s=total_timeout_s)
 
     async def stop(self) -> None:
-        """Close the connections and the provider."""
+        """Close the connections, the provider and the cache."""
         if self._upstream is not None:
             await self._upstream.close()
         await self.close_provider()
+        if self._cache is not None:
+            await self._cache.stop()
 
     def interrupt(self, error: StreamError) -> None:
         """End every call of the provider, and those to come, with ``error``: streams in band, whole replies by it."""
@@ -140,13 +157,17 @@ class ModelServer:
         ]
 
     async def limits(self) -> Json:
-        """The provider's endpoints and the queue before them: limits, calls in flight, waiting, tried again."""
-        return await self._provider.to_json()
+        """The provider's endpoints and the queue before them: limits, calls in flight, waiting, tried again.
+
+        ``cached``: the calls that the cache has answered, where there is one.
+        """
+        cached = {} if self._cache is None else {"cached": self._cache.hits}
+        return {**await self._provider.to_json(), **cached}
 
     async def respond(self, request: Json) -> Json:
         """A Responses request from inside this process. Raises RequestError or ProviderError."""
         exchange = await self._open({**request, "store": False}, False, self._through_responses)
-        return (await self._collect(exchange, streaming.collect)).response
+        return (await self._call(exchange, streaming.collect)).response
 
     @property
     def _provider(self) -> Upstream:
@@ -193,20 +214,19 @@ class ModelServer:
         payload = parse_object(await request.read())
         stream = payload.get("stream") is True
         exchange = await self._open(payload, stream, door)
-        if stream:
-            relay = partial(streaming.relay, request)
-            return await self._provider.call(
-                exchange.body, partial(relay, exchange.new_reply), session=exchange.session
-            )
+        with noted(CallLog(request.headers.get(REPEAT))):
+            if stream:
+                return await self._call(exchange, partial(streaming.relay, request))
 
-        async def collect(new_reply: NewReply, answer: Answer) -> Reply:
-            note_provider_id(request, answer.request_id)
-            return await streaming.collect(new_reply, answer)
+            async def collect(new_reply: NewReply, answer: Body) -> Reply:
+                note_provider_id(request, answer.request_id)
+                return await streaming.collect(new_reply, answer)
 
-        return json_response((await self._collect(exchange, collect)).body)
+            return json_response((await self._call(exchange, collect)).body)
 
-    async def _collect(self, exchange: Exchange, collect: Callable[[NewReply, Answer], Awaitable[Reply]]) -> Reply:
-        return await self._provider.call(exchange.body, partial(collect, exchange.new_reply), session=exchange.session)
+    async def _call(self, exchange: Exchange, read: Callable[[NewReply, Body], Awaitable[T]]) -> T:
+        assert self._caller is not None, "start() comes first"  # noqa: S101
+        return await self._caller.call(exchange.body, partial(read, exchange.new_reply), session=exchange.session)
 
     async def _open(self, request: Json, stream: bool, door: Door) -> Exchange:
         """Begin an exchange, with what other workers have stored of what the request refers to."""

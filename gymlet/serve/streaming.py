@@ -9,11 +9,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from aiohttp import web
 
 from gymlet.serve.request_ids import note_provider_id, request_id
-from gymlet.upstream.transport import Answer
+from gymlet.upstream.lane import Outcome
 from gymlet.wire.errors import GymletError, ProviderError, StreamError
 from gymlet.wire.provider_errors import MAX_PAGE_CHARS, error_message
 from gymlet.wire.reply import Reply
@@ -43,7 +44,42 @@ NewReply = Callable[[], Reply]
 """Each attempt at a call is read by a reply of its own."""
 
 
-async def relay(request: web.Request, new_reply: NewReply, answer: Answer) -> web.StreamResponse:
+class Body(Protocol):
+    """What is read of an answer, a provider's or one that was kept.
+
+    ``request_id``: what the provider calls the request. The reader says how it ended (``outcome``), and the ``tokens``
+    that the provider counted.
+    """
+
+    request_id: str | None
+    outcome: Outcome
+    tokens: int | None
+
+    @property
+    def is_labelled_whole(self) -> bool:
+        """Whether the body says that it is no stream of events."""
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """What the provider says that the body is."""
+        ...
+
+    @property
+    def at_end(self) -> bool:
+        """Whether nothing is left to read."""
+        ...
+
+    def read_now(self) -> bytes:
+        """What has come already. Raises StreamError."""
+        ...
+
+    async def read_some(self) -> bytes:
+        """The next bytes; b"" at the end. Raises StreamError."""
+        ...
+
+
+async def relay(request: web.Request, new_reply: NewReply, answer: Body) -> web.StreamResponse:
     """Stream one reply to the client, each of the provider's pieces as it comes, in one write.
 
     Raises ProviderError for an answer that broke before the model had said anything: the client has seen nothing of it.
@@ -79,7 +115,7 @@ async def _last(
         return reply.fail(GymletError("internal error; the server's log has the details"))
 
 
-async def collect(new_reply: NewReply, answer: Answer) -> Reply:
+async def collect(new_reply: NewReply, answer: Body) -> Reply:
     """Read one reply to its end. Raises the ProviderError that ended it, if one did."""
     reply = new_reply()
     intake = Intake(answer, reply)
@@ -112,7 +148,7 @@ class Intake:
     What a body is, its first byte says: not every provider labels its streams, nor its errors.
     """
 
-    def __init__(self, answer: Answer, reply: Reply) -> None:
+    def __init__(self, answer: Body, reply: Reply) -> None:
         self._answer = answer
         self._reply = reply
         self._streams: bool | None = None

@@ -47,6 +47,11 @@ class LocalModel(ModelServer):
     options: LocalModelOptions
     _engine: Engine | None = None
 
+    @property
+    def origin(self) -> str:
+        """The weights, and the template that puts questions to them."""
+        return ",".join(("local", self.options.gguf or "", self.options.chat_template or ""))
+
     async def open_provider(self) -> Provider:
         """Start the engine. Raises EngineError."""
         options = self.options

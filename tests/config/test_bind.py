@@ -61,3 +61,9 @@ def test_what_cannot_be_sent_is_named_and_not_shown(wrong, words):
     _, (problem,) = bind(ProviderOptions, {**GOOD, **wrong}, where="p")
     assert words in str(problem)
     assert "sk-1" not in str(problem)
+
+
+@pytest.mark.parametrize("setting", ["cache.db", "sqlite:", "redis:x"])
+def test_a_cache_is_a_file_of_sqlite(setting):
+    _, problems = bind(ProviderOptions, GOOD | {"cache": setting}, where="p")
+    assert [str(problem) for problem in problems] == [f"p.cache: '{setting}' must be sqlite:PATH"]

@@ -22,35 +22,42 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 
 
-SERVER = "http://127.0.0.1:11000"
+SERVER, PROVIDER = "http://127.0.0.1:11000", "http://127.0.0.1:9000"
 MINTED = re.compile(r"(?<=_)[0-9a-f]{32}|(?<=_at\":)\d+")
 
 
 @pytest.fixture(scope="module")
-def server():
+def provider():
+    """Where the scripted provider is."""
+    port = _free_port()
+    with _running(port, sys.executable, "scripts/scripted_provider.py", "--port", str(port)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def server(provider):
     """Where the server is: one in front of the scripted provider."""
-    provider, port = _free_port(), _free_port()
-    model = "policy_model.responses_api_models.inference_provider"
-    commands = (
-        (sys.executable, "scripts/scripted_provider.py", "--port", str(provider)),
-        (
-            Path(sys.executable).with_name("ng_run"),
-            "+config_paths=[responses_api_models/inference_provider/configs/fireworks.yaml]",
-            f"++{model}.base_url=http://127.0.0.1:{provider}/v1",
-            f"++{model}.model=reasoning-tool-call",
-            "++policy_api_key=none",
-            f"++head_server.port={port}",
-        ),
+    port, model = _free_port(), "policy_model.responses_api_models.inference_provider"
+    arguments = (
+        "+config_paths=[responses_api_models/inference_provider/configs/fireworks.yaml]",
+        f"++{model}.base_url={provider}/v1",
+        f"++{model}.model=reasoning-tool-call",
+        "++policy_api_key=none",
+        f"++head_server.port={port}",
     )
-    processes = [subprocess.Popen(each, cwd=DOCS.parent, stdout=subprocess.DEVNULL) for each in commands]
+    with _running(port, Path(sys.executable).with_name("ng_run"), *arguments) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _running(port, *command):
+    process = subprocess.Popen(command, cwd=DOCS.parent, stdout=subprocess.DEVNULL)
     try:
-        _wait_for(provider)
         _wait_for(port)
         yield f"http://127.0.0.1:{port}"
     finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
+        process.terminate()
+        process.wait()
 
 
 def _free_port():
@@ -79,8 +86,9 @@ def test_a_console_block_shows_what_appears(block, tmp_path, request):
     folder.mkdir()
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
     for command, expected in re.findall(r"^\$ (.*?)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
-        if SERVER in command:
-            command = command.replace(SERVER, request.getfixturevalue("server"))  # noqa: PLW2901
+        for url, fixture in ((SERVER, "server"), (PROVIDER, "provider")):
+            if url in command:
+                command = command.replace(url, request.getfixturevalue(fixture))  # noqa: PLW2901
         done = subprocess.run(
             ["bash", "-c", f"exec 2>&1; {command}"],
             cwd=folder,
