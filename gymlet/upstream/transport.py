@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
@@ -68,22 +69,23 @@ class _Connector(aiohttp.TCPConnector):
         """A connection of the pool, or a new one; one with bytes that nobody asked for is never used again."""
         while True:
             connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            reused = _CONNECTION.get().reused = getattr(protocol, "served_before", False)
-            if not (reused and (protocol.should_close or _has_news(connection))):  # type: ignore[union-attr]
-                protocol.served_before = True  # type: ignore[union-attr]
-                return connection
-            connection.close()
+            protocol: Any = connection.protocol
+            news: select.poll | None = getattr(protocol, "news", None)
+            _CONNECTION.get().reused = news is not None
+            if news is None:
+                protocol.news = _news(connection)
+            elif protocol.should_close or news.poll(0):
+                connection.close()
+                continue
+            return connection
 
 
-def _has_news(connection: aiohttp.connector.Connection) -> bool:
-    """Whether an idle connection has something to read: its end, or an answer to what was not asked."""
-    sock = connection.transport.get_extra_info("socket") if connection.transport is not None else None
-    if sock is None or sock.fileno() < 0:
-        return True
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+def _news(connection: aiohttp.connector.Connection) -> select.poll:
+    """Tells whether a connection has something to read: its end or, while it is idle, what was not asked for."""
+    news = select.poll()
+    if connection.transport is not None:
+        news.register(connection.transport.get_extra_info("socket"), select.POLLIN)
+    return news
 
 
 class Answer:
