@@ -16,6 +16,7 @@ from gymlet.config.commands import ReverifyOptions
 from gymlet.config.compose import Composition, require_instances
 from gymlet.rollout.files import RunFiles, read_rows
 from gymlet.rollout.metrics import MetricsSpec
+from gymlet.rollout.report import write_report
 from gymlet.rollout.reverify import Changes, Reverification, reverify
 from gymlet.rollout.scores import agent_of, score_run, write_scores
 from gymlet.serve.verifiers import verifiers
@@ -82,4 +83,6 @@ def _score(job: Reverification, specs: Mapping[str, MetricsSpec]) -> list[dict[s
     failures = chain(read_rows(RunFiles(job.rollouts).failures), read_rows(job.output.failures))
     inputs = read_rows(job.inputs) if job.inputs is not None else None
     scores = score_run(specs, inputs=inputs, rows=read_rows(job.output.output), failures=failures)
-    return write_scores(job.output.metrics, scores)
+    summaries = write_scores(job.output.metrics, scores)
+    write_report(job.output, {}, summaries)
+    return summaries

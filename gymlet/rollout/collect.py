@@ -23,6 +23,7 @@ from gymlet.rollout.files import RunFiles, StorageError, read_rows, stamped_firs
 from gymlet.rollout.keys import Attempts, Key, key_of
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.records import Records
+from gymlet.rollout.report import write_report
 from gymlet.rollout.scores import score_run, write_scores
 from gymlet.rollout.sources import Source
 from gymlet.rollout.tasks import Expander, Expansion
@@ -75,6 +76,7 @@ class Run:
         self.notes: list[str] = []
         self.max_attempts = max_attempts()
         self._records = Records(job.files, self.max_attempts)
+        self._manifest: Json = {}
         self._tally = Tally()
         self._losses = Attempts()
         self._suspects: asyncio.Queue[Task] = asyncio.Queue()
@@ -140,16 +142,19 @@ class Run:
 
     def finish(self) -> None:
         """Write the end and the counts into the manifest."""
-        told = manifest.describe_end(self._manifest, asdict(self.counts) | {"missing": self.counts.missing})
-        write_json(self.job.files.manifest, told)
+        counts = asdict(self.counts) | {"missing": self.counts.missing}
+        self._manifest = manifest.describe_end(self._manifest, counts)
+        write_json(self.job.files.manifest, self._manifest)
 
     def aggregate(self, specs: Mapping[str, MetricsSpec]) -> list[Json]:
-        """The scores of each agent, over old and new rows; written beside the output."""
+        """The scores of each agent, over old and new rows; written beside the output, and a report of the run."""
         files = self.job.files
         inputs, rows, failures = (read_rows(path) for path in (files.inputs, files.output, files.failures))
         scores = score_run(specs, inputs=inputs, rows=rows, failures=failures)
         with storing(files.metrics):
-            return write_scores(files.metrics, scores)
+            summaries = write_scores(files.metrics, scores)
+        write_report(files, self._manifest, summaries)
+        return summaries
 
     async def _work(self, executor: Executor, todo: Todo) -> None:
         await executor.start()

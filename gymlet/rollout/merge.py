@@ -21,6 +21,7 @@ from gymlet.rollout.compact import KeySet
 from gymlet.rollout.files import Line, RunFiles, scan, storing, write_json
 from gymlet.rollout.manifest import differences
 from gymlet.rollout.metrics import MetricsSpec
+from gymlet.rollout.report import write_report
 from gymlet.rollout.scores import AgentScores, agent_of, score_run, write_scores
 from gymlet.rollout.whole_file import whole_file
 from gymlet.wire.errors import RequestError
@@ -84,8 +85,10 @@ def merge(shards: Sequence[RunFiles], output: RunFiles, specs: Mapping[str, Metr
     counts = _counts(scores)
     if rows:
         _write_rows(shards, output, known=known)
-        if all(manifests):
-            write_json(output.manifest, _joined(shards, manifests, scores, counts))
+        manifest = _joined(shards, manifests, scores, counts) if all(manifests) else {}
+        if manifest:
+            write_json(output.manifest, manifest)
+        write_report(output, manifest, summaries)
     missing = _missing(manifests)
     notes = _notes(shards, counts["ok"], missing, known=known)
     return Merged(summaries, counts["expected"], counts["ok"], tuple(notes), missing)
