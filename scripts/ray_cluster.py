@@ -3,10 +3,13 @@
     make ray        or: python scripts/ray_cluster.py [--rollouts 4000]
 
 The cluster is made on this machine, in a network namespace of its own with an address for each node (this needs root,
-and ``ip`` of iproute2), and asks for a token. In the middle of the run the raylet of one node is killed, by its pid; a
-little later another node joins. Then a run with a row that kills whatever process runs it. It ends with 1 unless every
-key is there exactly once, no more was repeated than the lost node can have had, the provider never saw more calls than
-the limit, and the row that kills was filed while the others were run.
+and ``ip`` of iproute2), and asks for a token. First a provider of 200 ms tells how fast two nodes are, each with half
+of the rollouts at once that the command alone has. Then, in the middle of a run, the raylet of one node is killed, by
+its pid; a little later another node joins. Last comes a run with a row that kills whatever process runs it.
+
+It ends with 1 unless the nodes have 0.9 of the command's rate, every key is there exactly once, no more was repeated
+than the lost node can have had, the provider never saw more calls than the limit, and the row that kills was filed
+while the others were run.
 """
 
 from __future__ import annotations
@@ -47,6 +50,13 @@ PARALLEL = 16
 
 LIMIT = 24
 """Calls at once, of all nodes: fewer than two nodes would make."""
+
+MODEL = "policy_model.responses_api_models.inference_provider"
+LIMITED = f"++{MODEL}.num_concurrent_requests={LIMIT}"
+RAY = ("+executor=ray", f"+ray_address={ADDRESSES[0]}:{PORT}")
+
+AT_ONCE, TURNS = 64, 60
+"""Rollouts at once, and how often, where rates are compared."""
 
 ON_A_NODE = (PARALLEL // 8 + 2) * 8
 """Rollouts that a node can have: its leases, and the two ahead."""
@@ -148,9 +158,11 @@ async def main() -> int:
     with tempfile.TemporaryDirectory() as name, _namespace() as namespace:
         env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
         cluster = Cluster(namespace, Path(name), env)
-        async with _provider(cluster):
-            for address in ADDRESSES[:2]:
-                await cluster.start_node(address)
+        for address in ADDRESSES[:2]:
+            await cluster.start_node(address)
+        async with _provider(cluster, "--delay-s", "0.2"):
+            await _compare_rates(cluster)
+        async with _provider(cluster, "--delay-s", "0.1", "--jitter-s", "0.1"):
             await _lose_and_gain(cluster, given.rollouts)
             await _poison(cluster)
             _check_no_key_in_logs(cluster)
@@ -212,15 +224,16 @@ def _pids_in(namespace: str) -> list[int]:
 
 
 @asynccontextmanager
-async def _provider(cluster: Cluster) -> AsyncIterator[None]:
+async def _provider(cluster: Cluster, *words: str) -> AsyncIterator[None]:
     script = str(ROOT / "scripts" / "lean_provider.py")
-    words = ("--port", str(PROVIDER_PORT), "--delay-s", "0.1", "--jitter-s", "0.1")
-    process = await cluster.start(sys.executable, script, *words)
+    process = await cluster.start(sys.executable, script, "--port", str(PROVIDER_PORT), *words)
     (cluster.folder / "env.yaml").write_text(
         f"policy_api_key: sk-{secrets.token_hex(16)}\npolicy_model_name: lean\n"
         f"policy_base_url: http://127.0.0.1:{PROVIDER_PORT}/v1\n"
     )
     try:
+        await asyncio.sleep(1)
+        await cluster.counts()
         yield
     finally:
         process.kill()
@@ -229,22 +242,36 @@ async def _provider(cluster: Cluster) -> AsyncIterator[None]:
 
 async def _collector(cluster: Cluster, output: str, agent: str, *words: str) -> asyncio.subprocess.Process:
     return await cluster.start(
-        str(BIN / "ng_collect_rollouts"),
-        f"+agent_name={agent}",
-        f"+output_jsonl_fpath={output}",
-        "+executor=ray",
-        f"+ray_address={ADDRESSES[0]}:{PORT}",
-        f"++policy_model.responses_api_models.inference_provider.num_concurrent_requests={LIMIT}",
-        *words,
+        str(BIN / "ng_collect_rollouts"), f"+agent_name={agent}", f"+output_jsonl_fpath={output}", *words
     )
+
+
+async def _compare_rates(cluster: Cluster) -> None:
+    """The same rollouts by this process, and by two nodes with half of them at once each."""
+    _write_rows(cluster.folder / "fast.jsonl", AT_ONCE * TURNS)
+    words = (
+        f"+config_paths=[{MCQA},{PROVIDER}]",
+        "+input_jsonl_fpath=fast.jsonl",
+        f"++{MODEL}.adaptive_concurrency=false",
+    )
+    per_s: list[float] = []
+    for name, ray, parallel in (("here", (), AT_ONCE), ("nodes", RAY, AT_ONCE // 2)):
+        parallel_word = f"+num_samples_in_parallel={parallel}"
+        process = await _collector(cluster, f"{name}.jsonl", "mcqa_simple_agent", *ray, *words, parallel_word)
+        out = (await process.communicate())[0].decode()
+        cluster.check(f"the run ended with {process.returncode}:\n{out}", holds=process.returncode == 0)
+        counts = await cluster.counts()
+        per_s.append(counts["requests"] / counts["busy_s"])
+    here, nodes = per_s
+    print(f"a provider of 200 ms: {here:.0f} rollouts/s with {AT_ONCE} at once in the command's process")
+    print(f"  {nodes:.0f} on two nodes with {AT_ONCE // 2} each: {nodes / here:.2f} of that")
+    cluster.check("two nodes have less than 0.9 of the command's rate", holds=nodes >= 0.9 * here)
 
 
 async def _lose_and_gain(cluster: Cluster, rollouts: int) -> None:
     """Kill a raylet after a quarter, start a node after a half."""
     _write_rows(cluster.folder / "rows.jsonl", rollouts)
-    words = (f"+config_paths=[{MCQA},{PROVIDER}]", "+input_jsonl_fpath=rows.jsonl")
-    await asyncio.sleep(1)
-    await cluster.counts()
+    words = (*RAY, LIMITED, f"+config_paths=[{MCQA},{PROVIDER}]", "+input_jsonl_fpath=rows.jsonl")
     process = await _collector(
         cluster, "run.jsonl", "mcqa_simple_agent", *words, f"+num_samples_in_parallel={PARALLEL}"
     )
@@ -282,7 +309,7 @@ async def _poison(cluster: Cluster) -> None:
     (cluster.folder / "poisoned.yaml").write_text(POISON_CONFIG)
     rows = [{"responses_create_params": {"input": f"Question {at}"}, "poison": at == 100} for at in range(200)]
     (cluster.folder / "poison.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    words = (f"+config_paths=[poisoned.yaml,{PROVIDER}]", "+input_jsonl_fpath=poison.jsonl")
+    words = (*RAY, LIMITED, f"+config_paths=[poisoned.yaml,{PROVIDER}]", "+input_jsonl_fpath=poison.jsonl")
     files = RunFiles(cluster.folder / "poisoned.jsonl")
     codes, filed = [], 0
     for _ in range(2):
