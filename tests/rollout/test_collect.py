@@ -25,7 +25,7 @@ from gymlet.rollout.files import RunFiles, repair_tail
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
-from gymlet.wire.errors import ProviderError, RequestError
+from gymlet.wire.errors import AgentError, ProviderError, RequestError
 
 
 @pytest.fixture
@@ -150,8 +150,32 @@ def runs_out():
     raise TimeoutError
 
 
+class Breaks(BaseException):
+    """Its words cannot be had, and it is none of the exceptions that one expects."""
+
+    def __str__(self):
+        raise ValueError
+
+
+def breaks():
+    raise Breaks
+
+
+def says_half_a_character():
+    raise ValueError("\ud83d")
+
+
+def says_what_is_no_json():
+    error = AgentError("odd")
+    error.code, error.status = object(), 10**30
+    raise error
+
+
 MISBEHAVING = {
     "leaves": (exits, "SystemExit: 1"),
+    "breaks while it says why": (breaks, "Breaks"),
+    "says half a character": (says_half_a_character, "ValueError: ?"),
+    "says what is no JSON": (says_what_is_no_json, "odd"),
     "cancels itself": (cancels, "the agent cancelled itself"),
     "has a timeout of its own": (runs_out, "TimeoutError: "),
     "recurses for ever": (recurses, "RecursionError"),
@@ -172,6 +196,18 @@ async def test_whatever_an_agent_does_the_others_go_on(job, behave, words):
     failures = read(job(3).files.failures)
     assert [row["error"]["class"] for row in failures] == ["agent_error"] * 3
     assert words in failures[0]["error"]["message"]
+
+
+async def test_what_an_agent_leaves_in_the_row_does_not_end_the_run(job):
+    async def leaves_no_json(agent, row):
+        if row["x"]:
+            return await right(agent, row)
+        row["found"] = {1, 2}
+        raise ValueError
+
+    counts, _ = await collect(job(2), leaves_no_json)
+    assert (counts.ok, counts.failed) == (1, 1)
+    assert read(job(2).files.failures)[0]["agent_ref"] == {"name": "a"}
 
 
 async def test_numpys_numbers_are_numbers(job):
