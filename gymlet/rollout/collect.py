@@ -294,7 +294,8 @@ class Run:
         else:
             for row in read_rows(self.job.files.inputs):
                 self._tally.add(row, self._records)
-        self._manifest |= {"started": earlier.get("started"), "tasks": self._tally.tasks}
+        self._manifest["started"] = earlier.get("started")
+        self._tell_tasks()
 
     def _materialize(self) -> None:
         job, files = self.job, self.job.files
@@ -303,8 +304,13 @@ class Run:
         with storing(files.inputs), whole_file(files.inputs) as file:
             file.writelines(orjson.dumps(stamped_first(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
             self.notes += expander.finish()
-        self._manifest["tasks"] = self._tally.tasks
+        self._tell_tasks()
         write_json(files.manifest, self._manifest)
+
+    def _tell_tasks(self) -> None:
+        """The next run need not count the tasks anew, if every record is of one of them."""
+        if (self._tally.done, self._tally.failed) == (len(self._records.done), self._records.failed):
+            self._manifest["tasks"] = self._tally.tasks
 
 
 class Tally:

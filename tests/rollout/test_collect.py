@@ -18,7 +18,7 @@ import numpy
 import orjson
 import pytest
 
-from gymlet.rollout.collect import Job, Run
+from gymlet.rollout.collect import Counts, Job, Run
 from gymlet.rollout.episode import Success
 from gymlet.rollout.executor import LocalExecutor, Node, NodeLost
 from gymlet.rollout.files import RunFiles, repair_tail
@@ -356,6 +356,11 @@ async def test_a_run_may_be_gone_on_with_all_the_same(job):
     assert (counts.ok, keys(job(3).files.output)) == (6, ALL)
     counts, _ = await collect(job(2, num_repeats=1, force_resume=True))
     assert (counts.expected, counts.ok) == (2, 2), "rows that are no longer wanted are not counted"
+    with Run(job(2, num_repeats=1)) as run:
+        assert (run.counts, run.remaining) == (Counts(2, 2, 0), 0), "nor by the runs to come"
+        score = run.aggregate({"a": MetricsSpec()})[0]["intervals"]["accuracy"]
+    assert (score["expected"], score["ok"], score["failed"], score["missing"]) == (2, 2, 0, 0), "nor in the scores"
+    assert len(read(job(2).files.output)) == 6, "but they are kept"
 
 
 async def test_a_manifest_that_is_none_is_told(job):
