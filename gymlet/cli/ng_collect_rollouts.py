@@ -28,9 +28,10 @@ from gymlet.config.schema import CollectOptions, HeadServer
 from gymlet.config.secrets import HIDDEN, hide_secrets, names_secret
 from gymlet.rollout.collect import ATTEMPTS_VARIABLE, GRACE_S, Job, Run
 from gymlet.rollout.executor import Executor, LocalExecutor
-from gymlet.rollout.files import RunFiles, StorageError
+from gymlet.rollout.files import RunFiles
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.tasks import Expansion
+from gymlet.rollout.whole_file import StorageError
 from gymlet.serve.launch import Gym, unknown_agent
 from gymlet.serve.peers import RemoteAgents
 from gymlet.wire.errors import GymletError

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from gymlet.rollout.compact import KeySet
-from gymlet.rollout.files import Line, RunFiles, scan, storing, write_json
+from gymlet.rollout.files import Line, RunFiles, scan, write_json
 from gymlet.rollout.manifest import differences
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.scores import AgentScores, agent_of, score_run, write_scores
@@ -79,8 +79,7 @@ def merge(shards: Sequence[RunFiles], output: RunFiles, specs: Mapping[str, Metr
         rows=_rows(_first_of_each(_scan(shard.output) for shard in shards)),
         failures=(row for shard in shards for row in _rows(_scan(shard.failures))),
     )
-    with storing(output.metrics):
-        summaries = write_scores(output.metrics, scores)
+    summaries = write_scores(output.metrics, scores)
     counts = _counts(scores)
     if rows:
         _write_rows(shards, output, known=known)
@@ -139,7 +138,6 @@ def _write_rows(shards: Sequence[RunFiles], output: RunFiles, *, known: bool) ->
         parts[output.inputs] = _merged_inputs(shards)
     with ExitStack() as stack:
         for path, lines in parts.items():
-            stack.enter_context(storing(path))
             stack.enter_context(whole_file(path)).writelines(line.text.rstrip() + b"\n" for line in lines)
 
 

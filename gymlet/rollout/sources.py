@@ -19,6 +19,7 @@ import orjson
 
 from gymlet.rollout.columns import Columns
 from gymlet.rollout.places import Unit
+from gymlet.rollout.whole_file import reading
 from gymlet.wire.errors import RequestError
 
 HUB = "hf:"
@@ -48,7 +49,7 @@ class Source:
 def open_source(name: Path | str) -> Source:
     """The source of that name: a file, by its suffix, a folder that ``datasets`` saved, or ``hf:NAME[:SPLIT]``.
 
-    Raises RequestError for what is not there, and for an extra that is not installed.
+    Raises RequestError for what is not there or cannot be read, and for an extra that is not installed.
     """
     if str(name).startswith(HUB):
         return _hub(str(name)[len(HUB) :])
@@ -56,7 +57,9 @@ def open_source(name: Path | str) -> Source:
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise RequestError(f"there is no file {path}")
+        raise RequestError(f"{path} is no regular file" if path.exists() else f"there is no file {path}")
+    with reading(path), path.open("rb"):
+        pass
     if path.suffix == ".parquet":
         return Source(str(path), "row", lambda: _parquet_lines(path), lambda: _digest([path]))
     if path.suffix in READERS:

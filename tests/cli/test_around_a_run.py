@@ -541,6 +541,7 @@ MISTAKES = {
     "nothing given": (("ng_export",), "2 required values are not set (???):\n    input_jsonl_fpath"),
     "an input that is not there": (("ng_export", "+input_jsonl_fpath=runn.jsonl", "+output_fpath=o.parquet"), "'runn.jsonl' is not there; is it spelled correctly? did you mean 'run.jsonl'?"),
     "an unknown form": (("ng_export", "+input_jsonl_fpath=run.jsonl", "+output_fpath=o.xml"), "cannot write '.xml'"),
+    "an output that cannot be written": (("ng_export", "+input_jsonl_fpath=run.jsonl", "+output_fpath=run.jsonl/o.jsonl"), "run.jsonl/o.jsonl cannot be written: "),
     "a damaged input": (("ng_export", "+input_jsonl_fpath=cut.jsonl.gz", "+output_fpath=o.parquet"), "cut.jsonl.gz is damaged or cut off after line"),
     "a slip of the hand": (("ng_reward_profile", "+pass_treshold=0.5", "+materialized_inputs_jsonl_fpath=run.jsonl", "+rollouts_jsonl_fpath=run.jsonl", "+output_jsonl_fpath=o.jsonl"), "the command line: pass_treshold: unknown key; did you mean 'pass_threshold'?"),
     "a threshold that is none": (("ng_reward_profile", "+pass_threshold=high", "+materialized_inputs_jsonl_fpath=run.jsonl", "+rollouts_jsonl_fpath=run.jsonl", "+output_jsonl_fpath=o.jsonl"), "ng_reward_profile.pass_threshold: Expected `float`"),

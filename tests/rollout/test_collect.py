@@ -457,6 +457,41 @@ async def test_a_damaged_end_is_repaired_and_said(job, tail, words, which):
     assert [row for row in read(files.output) if row["_ng_task_index"] < 2] == [orjson.loads(row) for row in rows]
 
 
+async def test_the_tasks_are_made_anew_where_their_file_is_gone(job):
+    await collect(job(2))
+    job(2).files.inputs.unlink()
+    counts, _ = await collect(job(2))
+    assert (counts.ok, counts.expected, len(read(job(2).files.inputs))) == (2, 2, 2)
+    job(2).files.inputs.unlink()
+    job(2).files.manifest.unlink()
+    counts, _ = await collect(job(2, resume=True))
+    assert (counts.ok, counts.expected) == (2, 2)
+
+
+async def test_damaged_tasks_are_told(job):
+    job = job(2)
+    with Run(job):
+        pass
+    job.files.inputs.write_bytes(job.files.inputs.read_bytes().replace(b'"x":1,', b'"x":,'))
+    with pytest.raises(RequestError, match="damaged at task 1, rollout 0: .*; without that file, the same command"):
+        await collect(job)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("rows.jsonl", "rows.jsonl is the input, and would be written over"),
+        ("folder", "folder is a folder; name a file, such as output_jsonl_fpath=.*folder/rollouts.jsonl"),
+    ],
+)
+def test_overwriting_spares_what_is_no_run(job, tmp_path, output, words):
+    (tmp_path / "folder").mkdir()
+    job = dataclasses.replace(job(2, overwrite=True), files=RunFiles(tmp_path / output))
+    with pytest.raises(RequestError, match=words), Run(job):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "rows.jsonl"]
+
+
 async def test_a_broken_line_in_the_middle_is_named(job):
     await collect(job(3))
     output = job(3).files.output

@@ -10,11 +10,12 @@ import textwrap
 import orjson
 import pytest
 
-from gymlet.rollout.files import RunFiles, StorageError, scan
+from gymlet.rollout.files import RunFiles, scan
 from gymlet.rollout.keys import Attempts
 from gymlet.rollout.records import Appender, Records
 from gymlet.rollout.sync import SYNC_ROWS, Syncer
 from gymlet.rollout.todo import Todo
+from gymlet.rollout.whole_file import StorageError
 from gymlet.wire.errors import RequestError
 
 
@@ -58,7 +59,7 @@ def test_what_a_full_disk_refuses_is_not_half_written(tmp_path):
     script = f"""
         import resource
         from pathlib import Path
-        from gymlet.rollout.files import StorageError
+        from gymlet.rollout.whole_file import StorageError
         from gymlet.rollout.records import Appender
 
         path = Path({str(tmp_path / "run.jsonl")!r})
