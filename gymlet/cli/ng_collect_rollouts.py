@@ -25,7 +25,7 @@ from gymlet.config.compose import Composition, read_mapping, require_instances
 from gymlet.config.instances import find_instances
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions, HeadServer
-from gymlet.config.secrets import HIDDEN, hide_secrets, names_secret
+from gymlet.config.secrets import hide_in_argument, hide_secrets
 from gymlet.rollout.collect import ATTEMPTS_VARIABLE, GRACE_S, Job, Run
 from gymlet.rollout.executor import Executor, LocalExecutor
 from gymlet.rollout.files import RunFiles
@@ -245,9 +245,4 @@ def _how_to_go_on(run: Run) -> str:
 def resume_command(arguments: Sequence[str]) -> str:
     """The command that goes on: without what would start afresh, and without the values of secrets."""
     kept = [argument for argument in arguments if argument.lstrip("+").partition("=")[0] != "overwrite"]
-    return shlex.join([COMMAND, *map(_without_secret, kept)])
-
-
-def _without_secret(argument: str) -> str:
-    key, is_set, _ = argument.partition("=")
-    return f"{key}={HIDDEN}" if is_set and names_secret(key) else argument
+    return shlex.join([COMMAND, *map(hide_in_argument, kept)])

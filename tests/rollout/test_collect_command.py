@@ -230,6 +230,14 @@ def test_the_rate_is_of_this_run_and_of_the_last_minute():
 COMMANDS = {
     "what starts afresh is left out": (["+a=1", "+overwrite=true", "overwrite=true"], "ng_collect_rollouts +a=1"),
     "secrets are hidden": (["++policy_api_key=sk-1"], "ng_collect_rollouts '++policy_api_key=****'"),
+    "secrets are hidden in mappings": (
+        ["++a={b: {api_key: sk-1, n: 2}, max_tokens: 3}", '+b={"key": [sk-1, sk-2], url: http://token:8}'],
+        "ng_collect_rollouts '++a={b: {api_key: ****, n: 2}, max_tokens: 3}' '+b={\"key\": ****, url: http://token:8}'",
+    ),
+    "numbers of tokens are no secrets": (
+        ["+responses_create_params.max_output_tokens=512"],
+        "ng_collect_rollouts +responses_create_params.max_output_tokens=512",
+    ),
     "it can be pasted": (["+config_paths=[a,b]"], "ng_collect_rollouts '+config_paths=[a,b]'"),
 }
 
