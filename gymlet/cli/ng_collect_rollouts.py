@@ -16,12 +16,12 @@ from typing import Any
 from rich.console import Console
 
 from gymlet.cli.cluster import ClusterAgents
-from gymlet.cli.command import compose_command, find_source, load_plugins
+from gymlet.cli.command import compose_command, find_source, load_plugins, read_prompt
 from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
 from gymlet.cli.ng_run import build_gym
 from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
-from gymlet.config.compose import Composition, read_mapping, require_instances
+from gymlet.config.compose import Composition, require_instances
 from gymlet.config.instances import find_instances
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions, HeadServer
@@ -67,20 +67,16 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _job(config: dict[str, Any], options: CollectOptions) -> Job:
-    prompt = read_mapping(options.prompt_config, "prompt_config") if options.prompt_config else None
-    if prompt is not None and not prompt.get("user"):
-        raise ConfigError([Problem("needs a 'user' template", key="prompt_config", source=options.prompt_config)])
-    repeats = options.num_repeats
     return Job(
         source=find_source(options.input_jsonl_fpath, "input_jsonl_fpath"),
         files=RunFiles(Path(options.output_jsonl_fpath)),
         expansion=Expansion(
             agent_name=options.agent_name,
             limit=options.limit,
-            num_repeats=repeats,
+            num_repeats=options.num_repeats,
             add_seed=options.num_repeats_add_seed,
             overrides=options.responses_create_params,
-            prompt=prompt,
+            prompt=read_prompt(options.prompt_config) if options.prompt_config else None,
             shard_index=options.shard_index,
             num_shards=options.num_shards,
         ),

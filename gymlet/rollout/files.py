@@ -103,9 +103,13 @@ def _parse(line: bytes, path: Path, number: int) -> Json:
         raise RequestError(
             f"Malformed JSON in {path} at line {number}: {error}; without that line, its rollout is run again"
         ) from None
-    if not isinstance(row, dict) or not isinstance(row.get(TASK), int) or not isinstance(row.get(ROLLOUT), int):
-        raise RequestError(f"{path} at line {number} is no row of a run: it has no {TASK} and {ROLLOUT}")
+    if not isinstance(row, dict) or not (_is_index(row.get(TASK)) and _is_index(row.get(ROLLOUT))):
+        raise RequestError(f"{path} at line {number} is no row of a run: it lacks {TASK} and {ROLLOUT}, two whole numbers")
     return row
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and not abs(value) >> 63
 
 
 def stamped_first(row: Json) -> Json:

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from gymlet.rollout.columns import Columns
-from gymlet.rollout.places import Unit
+from gymlet.rollout.places import Unit, parse_row
 from gymlet.rollout.whole_file import reading
 from gymlet.wire.errors import RequestError
 
@@ -80,15 +80,8 @@ def rows_of(source: Source) -> Iterator[dict[str, Any]]:
 def numbered_rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a source, each with its line's (or its own) number. Raises RequestError as ``rows_of`` does."""
     for number, line in enumerate(source.lines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise RequestError(f"Malformed JSON in {source.label} at {source.unit} {number}: {error}") from None
-        if not isinstance(row, dict):
-            raise RequestError(f"{source.label} at {source.unit} {number}: a row must be a JSON object")
-        yield number, row
+        if line.strip():
+            yield number, parse_row(line, f"{source.label} at {source.unit} {number}")
 
 
 def need(module: str) -> Any:

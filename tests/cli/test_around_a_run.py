@@ -546,6 +546,7 @@ MISTAKES = {
     "a slip of the hand": (("ng_reward_profile", "+pass_treshold=0.5", "+materialized_inputs_jsonl_fpath=run.jsonl", "+rollouts_jsonl_fpath=run.jsonl", "+output_jsonl_fpath=o.jsonl"), "the command line: pass_treshold: unknown key; did you mean 'pass_threshold'?"),
     "a threshold that is none": (("ng_reward_profile", "+pass_threshold=high", "+materialized_inputs_jsonl_fpath=run.jsonl", "+rollouts_jsonl_fpath=run.jsonl", "+output_jsonl_fpath=o.jsonl"), "ng_reward_profile.pass_threshold: Expected `float`"),
     "a template without user": (("ng_materialize_prompts", "+input_jsonl_fpath=run.jsonl", "+prompt_config=system.yaml", "+output_jsonl_fpath=o.jsonl"), "system.yaml: prompt_config: needs a 'user' template"),
+    "templates that are none": (("ng_materialize_prompts", "+input_jsonl_fpath=run.jsonl", "+prompt_config=odd.yaml", "+output_jsonl_fpath=o.jsonl"), "odd.yaml: prompt_config: unknown key 'sytem'; did you mean 'system'?"),
     "inputs that are there": (("ng_materialize_prompts", "+input_jsonl_fpath=run.jsonl", "+prompt_config=user.yaml", "+output_jsonl_fpath=o.jsonl"), "the rows at lines 1, 2 have an input already; prompt_config would overwrite it"),
     "no shard": (("ng_aggregate_rollouts", MCQA, "+input_glob=no/*.jsonl", "+output_jsonl_fpath=o.jsonl"), "no file matches input_glob=no/*.jsonl"),
     "an agent that nobody knows": (("ng_aggregate_rollouts", MCQA, "+input_glob=strange.jsonl", "+output_jsonl_fpath=o.jsonl"), "there is no agent 'mcqa_simpel_agent'; did you mean 'mcqa_simple_agent'?"),
@@ -572,6 +573,7 @@ async def test_a_mistake_is_told_without_a_traceback(command, write, tmp_path, w
     write("bad.jsonl", [{"reward": 1}])
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(os.urandom(50_000))[:-9])
     (tmp_path / "system.yaml").write_text("system: x\n")
+    (tmp_path / "odd.yaml").write_text("user: [x]\nsytem: y\n")
     (tmp_path / "user.yaml").write_text("user: x\n")
     dataset_config(tmp_path, gone=("train", 1))
     (tmp_path / "data.yaml").rename(tmp_path / "gone.yaml")
