@@ -261,11 +261,11 @@ class Run:
             self._set_aside([files.failures])
         self._records.learn()
         self.notes += self._records.notes
-        changed = earlier is None or (earlier and manifest.differences(earlier, self._manifest))
-        if changed or not files.inputs.exists():
-            self._materialize()
+        same = earlier is not None and not (earlier and manifest.differences(earlier, self._manifest))
+        if same and files.inputs.exists():
+            self._go_on(earlier or {})
         else:
-            self._go_on(earlier)
+            self._materialize()
 
     def _set_aside(self, paths: Iterable[Path]) -> None:
         moved = self.job.files.set_aside(paths)

@@ -104,7 +104,9 @@ def _parse(line: bytes, path: Path, number: int) -> Json:
             f"Malformed JSON in {path} at line {number}: {error}; without that line, its rollout is run again"
         ) from None
     if not isinstance(row, dict) or not (_is_index(row.get(TASK)) and _is_index(row.get(ROLLOUT))):
-        raise RequestError(f"{path} at line {number} is no row of a run: it lacks {TASK} and {ROLLOUT}, two whole numbers")
+        raise RequestError(
+            f"{path} at line {number} is no row of a run: it lacks {TASK} and {ROLLOUT}, two whole numbers"
+        )
     return row
 
 

@@ -166,7 +166,9 @@ def _extra_body(params: Json, place: str) -> Json:
         with suppress(orjson.JSONDecodeError):
             extra = orjson.loads(extra)
     if not isinstance(extra, dict):
-        raise RowError(f"{place}: 'metadata.extra_body' must hold a JSON object; num_repeats_add_seed puts a seed there")
+        raise RowError(
+            f"{place}: 'metadata.extra_body' must hold a JSON object; num_repeats_add_seed puts a seed there"
+        )
     return extra
 
 

@@ -473,7 +473,7 @@ async def test_damaged_tasks_are_told(job):
     with Run(job):
         pass
     job.files.inputs.write_bytes(job.files.inputs.read_bytes().replace(b'"x":1,', b'"x":,'))
-    with pytest.raises(RequestError, match="damaged at task 1, rollout 0: .*; without that file, the same command"):
+    with pytest.raises(RequestError, match=r"damaged at task 1, rollout 0: .*; without that file, the same command"):
         await collect(job)
 
 

@@ -51,7 +51,9 @@ def test_failures_are_counted_until_there_is_a_row(records):
 @pytest.mark.parametrize("index", ["true", "1.5", '"1"', "null", str(2**63)])
 def test_a_key_is_two_whole_numbers(tmp_path, index):
     path = tmp_path / "run.jsonl"
-    path.write_text('{"_ng_task_index":0,"_ng_rollout_index":0}\n{"_ng_task_index":%s,"_ng_rollout_index":0}\n' % index)
+    path.write_text(
+        '{"_ng_task_index":0,"_ng_rollout_index":0}\n{"_ng_rollout_index":0,"_ng_task_index":' + index + "}\n"
+    )
     with pytest.raises(RequestError, match=r"run\.jsonl at line 2 is no row of a run"):
         list(scan(path))
 
