@@ -106,12 +106,13 @@ async def _configuration(composition: Composition, agents: Agents) -> dict[str, 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt at once: a large data set is read for minutes, and the loop does not turn."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A signal raises KeyboardInterrupt at once: a large data set is read for minutes, and the loop does not turn."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _collect_and_score(
@@ -119,9 +120,12 @@ async def _collect_and_score(
 ) -> int:
     try:
         signals = await _watch(run, agents, options)
-        run.finish()
-        if not options.disable_aggregation and signals < 2:
-            show_scores(out, run.aggregate(specs))
+        with _interruptible():
+            run.finish()
+            if not options.disable_aggregation and signals < 2:
+                show_scores(out, run.aggregate(specs))
+    except KeyboardInterrupt:
+        signals = 2
     except StorageError as error:
         fail(str(error))
         note(f"make room, then go on with\n  {resume_command(sys.argv[1:])}")

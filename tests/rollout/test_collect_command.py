@@ -152,6 +152,32 @@ async def test_ctrl_c_twice_stops_now_and_keeps_what_is_committed(gate, collecto
     assert "3 of 20 rollouts" in out
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+async def test_a_signal_while_scores_are_made_says_how_to_go_on(gate, collector, tmp_path, number):
+    os.mkfifo(tmp_path / "out_aggregate_metrics.json.part")  # whoever opens it to write waits for a reader
+    gate.let(20)
+    process = await collector()
+    manifest = tmp_path / "out_manifest.json"
+    await until(lambda: manifest.exists() and orjson.loads(manifest.read_bytes())["ended"] is not None)
+    process.send_signal(number)
+    code, out, err = await end(process)
+    assert (code, rows_of(tmp_path / "out.jsonl")) == (130, 20)
+    assert "20 of 20 rollouts" in out
+    assert "goes on from here:\n  ng_collect_rollouts" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+async def test_a_signal_while_the_data_set_is_read_leaves_nothing_half_done(gate, collector, tmp_path, number):
+    rows = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(rows * 50_000)
+    process = await collector()
+    await until(lambda: list(tmp_path.glob("*.part")))
+    process.send_signal(number)
+    code, _, err = await end(process)
+    assert (code, "Traceback" in err, gate.asked) == (130, False, 0)
+    assert not list(tmp_path.glob("out*"))
+
+
 async def test_a_shard_that_there_is_not_is_told(gate, collector):
     code, _, err = await end(await collector("+shard_index=2", "+num_shards=2"))
     assert (code, gate.asked) == (2, 0)
