@@ -80,12 +80,11 @@ def merge(shards: Sequence[RunFiles], output: RunFiles, specs: Mapping[str, Metr
         failures=(row for shard in shards for row in _rows(_scan(shard.failures))),
     )
     summaries = write_scores(output.metrics, scores)
-    counts = _counts(scores)
+    counts, missing = _counts(scores), _missing(manifests)
     if rows:
         _write_rows(shards, output, known=known)
         if all(manifests):
             write_json(output.manifest, _joined(shards, manifests, scores, counts))
-    missing = _missing(manifests)
     notes = _notes(shards, counts["ok"], missing, known=known)
     return Merged(summaries, counts["expected"], counts["ok"], tuple(notes), missing)
 
@@ -156,15 +155,15 @@ def _check_same_run(shards: Sequence[RunFiles], manifests: Sequence[Json]) -> No
     told = [(shard, manifest) for shard, manifest in zip(shards, manifests, strict=True) if manifest]
     for shard, manifest in told[1:]:
         first, whole = told[0]
-        lines = differences(_without_shard(whole), _without_shard(manifest))
+        lines = differences(_of_shards(whole), _of_shards(manifest))
         if lines:
             shown = "".join(f"\n    {line}" for line in lines)
             raise RequestError(f"{shard.output} is no shard of the run of {first.output}; it differs in:{shown}")
 
 
-def _without_shard(manifest: Json) -> Json:
-    expansion = manifest.get("expansion") or {}
-    return {**manifest, "expansion": {**expansion, "shard_index": 0, "num_shards": 1}}
+def _of_shards(manifest: Json, **expansion: int) -> Json:
+    """What all shards of a run have in common; with ``num_shards=1``, what the whole run has."""
+    return {**manifest, "expansion": {**(manifest.get("expansion") or {}), "shard_index": 0, **expansion}}
 
 
 def _missing(manifests: Sequence[Json]) -> tuple[int, ...]:
@@ -186,8 +185,9 @@ def _counts(scores: Sequence[AgentScores]) -> Json:
 
 def _joined(shards: Sequence[RunFiles], manifests: Sequence[Json], scores: Sequence[AgentScores], counts: Json) -> Json:
     ended = [manifest.get("ended") for manifest in manifests]
+    first = manifests[0]
     return {
-        **_without_shard(manifests[0]),
+        **(_of_shards(first) if _missing(manifests) else _of_shards(first, num_shards=1)),
         "started": min(str(manifest.get("started")) for manifest in manifests),
         "ended": max(map(str, ended)) if all(ended) else None,
         "tasks": {each.agent: each.expected.total for each in scores if each.expected is not None},
