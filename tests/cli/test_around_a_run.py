@@ -268,6 +268,7 @@ async def test_rewards_are_given_again(command, write, tmp_path):
     rows = [rollout(index, 0, "A", _ng_timings={"model_s": 2.5}) for index in range(300)]
     rows[7] |= {"reward": 0.0, "extracted_answer": None}
     rows[8] |= {"expected_answer": "B"}
+    rows[10]["_ng_timings"] = "odd"
     write("run.jsonl", rows)
     out, _ = await succeed(command, *REVERIFY)
     assert "verified again: 300, in again.jsonl\nrewards changed: 2 (1 higher, 1 lower)\n" in out
@@ -324,6 +325,8 @@ async def test_an_output_that_is_there_is_not_overwritten(command, write, tmp_pa
     assert "again.jsonl is there already; +overwrite=true replaces it" in err
     await succeed(command, *REVERIFY, "+overwrite=true")
     assert "old" not in read(tmp_path / "again.jsonl")[0]
+    _, err = await succeed(command, *REVERIFY, "+output_jsonl_fpath=run.jsonl", "+overwrite=true", code=2)
+    assert "run.jsonl holds the rollouts that are verified again; name another" in err
 
 
 STATEFUL = '''
@@ -403,7 +406,8 @@ PREPARE = ("ng_prepare_data", "+config_paths=[data.yaml]", "+output_dirpath=prep
 async def test_data_sets_are_put_together(command, write, tmp_path):
     write("one.jsonl", [question(0), question(1, agent_ref={"name": "other"})])
     (tmp_path / "two.jsonl").write_bytes(orjson.dumps(question(2)) + b"\n\n")
-    write("dev.jsonl", [question(3, difficulty=0.5)])
+    odd = {"input": "q3", "temperature": "warm", "tools": 1}  # the provider is to judge it
+    write("dev.jsonl", [question(3, difficulty=0.5, responses_create_params=odd)])
     dataset_config(tmp_path, one=("train", 2), two=("train", 1), dev=("validation", 1))
     out, _ = await succeed(command, *PREPARE, "+mode=train_preparation")
     assert "4 rows for mcqa_simple_agent" in out
