@@ -7,17 +7,27 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from gymlet.cli.cluster import ClusterAgents
 from gymlet.cli.command import compose_command, find_source, load_plugins, read_prompt
-from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
+from gymlet.cli.console import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    fail,
+    leave_within,
+    note,
+    run_async,
+    run_command,
+)
 from gymlet.cli.ng_run import build_gym
 from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
@@ -46,6 +56,9 @@ started. Exit codes: 0 complete, 3 incomplete, 2 a mistake in the command, 130 i
 
 COMMAND = "ng_collect_rollouts"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LEAVES_S = 3.0
+"""What ending gets, once it is to be at once, before the process leaves whatever an agent still does."""
+
 MAX_PARALLEL = 16_384
 """What "unlimited" means: more rollouts at once than any provider takes."""
 
@@ -104,15 +117,20 @@ async def _configuration(composition: Composition, agents: Agents) -> dict[str, 
     return {each.name: {each.implementation: each.options} for each in instances}
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible() -> AbstractContextManager[None]:
     """A signal raises KeyboardInterrupt at once: a large data set is read for minutes, and the loop does not turn."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    return _handled(signal.default_int_handler)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """The handler is called even while the loop does not turn: an agent may block it."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 async def _collect_and_score(
@@ -178,24 +196,23 @@ async def _watch(run: Run, agents: Agents, options: CollectOptions) -> int:
     loop = asyncio.get_running_loop()
     collecting = asyncio.create_task(run.collect(_executor(run, agents, options), stop=stop))
 
-    def on_signal() -> None:
-        nonlocal signals
-        signals += 1
-        if signals == 1:
-            note(f"no rollout begins any more; those in flight get {GRACE_S:g} s; again to stop at once")
-        else:
-            collecting.cancel()
+    def let_end() -> None:
+        note(f"no rollout begins any more; those in flight get {GRACE_S:g} s; again to stop at once")
         stop.set()
 
-    for number in SIGNALS:
-        loop.add_signal_handler(number, on_signal)
-    try:
-        async with shown(run, partial(_limits, agents)):
-            await asyncio.wait({collecting})
-    finally:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
-        collecting.cancel()
+    def on_signal(_number: int, _frame: object) -> None:
+        nonlocal signals
+        signals += 1
+        loop.call_soon_threadsafe(let_end if signals == 1 else collecting.cancel)
+        if signals == 2:
+            leave_within(LEAVES_S, EXIT_INTERRUPTED, _interrupted())
+
+    with _handled(on_signal):
+        try:
+            async with shown(run, partial(_limits, agents)):
+                await asyncio.wait({collecting})
+        finally:
+            collecting.cancel()
     if not collecting.cancelled():
         collecting.result()
     return signals
@@ -224,12 +241,17 @@ def _conclude(run: Run, *, interrupted: bool, allow_incomplete: bool) -> int:
     if counts.failed:
         out.print(f"{counts.failed} failed, see {files.failures}", markup=False)
     if interrupted:
-        note(f"interrupted; the same command goes on from here:\n  {resume_command(sys.argv[1:])}")
+        note(_interrupted())
+        leave_within(LEAVES_S, EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     if counts.ok >= counts.expected:
         return EXIT_OK
     note(_how_to_go_on(run))
     return EXIT_OK if allow_incomplete else EXIT_INCOMPLETE
+
+
+def _interrupted() -> str:
+    return f"interrupted; the same command goes on from here:\n  {resume_command(sys.argv[1:])}"
 
 
 def _how_to_go_on(run: Run) -> str:

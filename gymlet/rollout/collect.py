@@ -133,9 +133,9 @@ class Run:
             finally:
                 for task in (work, stopped):
                     task.cancel()
-                await asyncio.wait({work, stopped})
+                await asyncio.wait({work, stopped}, timeout=GRACE_S)  # an agent may not let itself be cancelled
             self._records.flush()
-            if not work.cancelled():
+            if work.done() and not work.cancelled():
                 work.result()
 
     def finish(self) -> None:

@@ -178,6 +178,36 @@ async def test_a_signal_while_the_data_set_is_read_leaves_nothing_half_done(gate
     assert not list(tmp_path.glob("out*"))
 
 
+BLOCKING = """
+import time
+from gymlet.serve.environment import Environment
+
+class Blocking(Environment):
+    async def verify(self, session, row):
+        open("blocked", "w").close()
+        time.sleep(600)
+"""
+
+
+async def test_ctrl_c_twice_stops_what_a_verifier_blocks(gate, collector, tmp_path):
+    folder = tmp_path / "resources_servers" / "blocking"
+    folder.mkdir(parents=True)
+    (folder / "app.py").write_text(BLOCKING)
+    (tmp_path / "blocking.yaml").write_text(
+        "blocking: {resources_servers: {blocking: {entrypoint: app.py}}}\n"
+        "mcqa_simple_agent: {responses_api_agents: {simple_agent: {resources_server: {name: blocking}}}}\n"
+    )
+    gate.let(1)
+    process = await collector(config_paths=f"+config_paths=[{MCQA},{PROVIDER},blocking.yaml]")
+    await until((tmp_path / "blocked").exists)
+    process.send_signal(signal.SIGINT)
+    await asyncio.sleep(0.2)  # two at once would be one
+    process.send_signal(signal.SIGINT)
+    code, _, err = await end(process)
+    assert code == 130
+    assert "goes on from here:\n  ng_collect_rollouts" in err
+
+
 async def test_a_shard_that_there_is_not_is_told(gate, collector):
     code, _, err = await end(await collector("+shard_index=2", "+num_shards=2"))
     assert (code, gate.asked) == (2, 0)
