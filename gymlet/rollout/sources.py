@@ -205,13 +205,24 @@ def _dataset_lines(table: Any, columns: Columns, label: str) -> Iterator[bytes]:
 
 
 def _lines_of(batch: Any, columns: Columns, label: Path | str, before: int) -> Iterator[bytes]:
-    for number, record in enumerate(batch.to_pylist(), start=before + 1):
+    try:
+        records = batch.to_pylist()
+    except ValueError as error:  # nanoseconds, without pandas
+        raise RequestError(f"{label} after row {before} holds what JSON cannot: {_first_line(error)}") from None
+    for number, record in enumerate(records, start=before + 1):
         try:
-            yield orjson.dumps(columns.row(record))
+            yield orjson.dumps(columns.row(record), default=_time)
         except TypeError as error:
             raise RequestError(f"{label} at row {number} holds what JSON cannot: {error}") from None
         except orjson.JSONDecodeError as error:
             raise RequestError(f"Malformed JSON in {label} at row {number}: {error}") from None
+
+
+def _time(value: Any) -> str:
+    """A time of another library's, such as one with nanoseconds, as ISO 8601."""
+    if not hasattr(value, "isoformat"):
+        raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
+    return str(value.isoformat())
 
 
 def _digest(paths: Iterable[Path]) -> str:
