@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gymlet.rollout.compact import TaskCounts
+from gymlet.rollout.intervals import wilson
 from gymlet.rollout.metrics import Aggregator, MetricsSpec, aggregate
 
 SPEC = MetricsSpec(
@@ -145,6 +146,12 @@ def test_repeats_are_clustered_by_task():
 def test_rollouts_that_are_all_alike_are_not_certain():
     score = aggregate(MetricsSpec(), rows([[("A", 0), ("A", 0)]] * 5))["intervals"]["accuracy"]
     assert (score["ci95_low"], round(score["ci95_high"], 2)) == (0, 43.45)
+
+
+def test_an_interval_holds_its_mean():
+    """Rounding had put 100 % above the upper bound for 20,000 rollouts."""
+    for count in [*range(1, 300), 20_000]:
+        assert (wilson(0.0, count)[0], wilson(1.0, count)[1]) == (0, 1)
 
 
 def test_usage_and_booleans_are_described():
