@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shlex
 import signal
 import sys
@@ -37,6 +38,7 @@ from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions, HeadServer
 from gymlet.config.secrets import hide_in_argument, hide_secrets
 from gymlet.rollout.collect import ATTEMPTS_VARIABLE, GRACE_S, Job, Run
+from gymlet.rollout.episode import RunAgent
 from gymlet.rollout.executor import Executor, LocalExecutor
 from gymlet.rollout.files import RunFiles
 from gymlet.rollout.metrics import MetricsSpec
@@ -194,7 +196,7 @@ async def _watch(run: Run, agents: Agents, options: CollectOptions) -> int:
     """Collect, and show how it goes; how many signals came: the first lets no more begin, the second stops at once."""
     stop, signals = asyncio.Event(), 0
     loop = asyncio.get_running_loop()
-    collecting = asyncio.create_task(run.collect(_executor(run, agents, options), stop=stop))
+    collecting = asyncio.create_task(run.collect(_executor(run, agents, options, stop), stop=stop))
 
     def let_end() -> None:
         note(f"no rollout begins any more; those in flight get {GRACE_S:g} s; again to stop at once")
@@ -218,12 +220,28 @@ async def _watch(run: Run, agents: Agents, options: CollectOptions) -> int:
     return signals
 
 
-def _executor(run: Run, agents: Agents, options: CollectOptions) -> Executor:
+def _executor(run: Run, agents: Agents, options: CollectOptions, stop: asyncio.Event) -> Executor:
     parallel, timeout_s = options.num_samples_in_parallel, options.rollout_timeout_s
     if isinstance(agents, ClusterAgents):
         return agents.executor(options.ray_address, parallel=parallel, timeout_s=timeout_s)
     parallel = min(parallel or MAX_PARALLEL, max(1, run.remaining))
-    return LocalExecutor(agents.run_agent, parallel=parallel, timeout_s=timeout_s)
+    run_agent = _while_there(agents, stop) if isinstance(agents, RemoteAgents) else agents.run_agent
+    return LocalExecutor(run_agent, parallel=parallel, timeout_s=timeout_s)
+
+
+def _while_there(agents: RemoteAgents, stop: asyncio.Event) -> RunAgent:
+    """Runs agents of a server; once nobody listens there, no rollout begins any more: all would fail, for good."""
+
+    async def run_agent(name: str, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await agents.run_agent(name, row)
+        except GymletError as error:
+            if getattr(error.__cause__, "errno", None) == errno.ECONNREFUSED and not stop.is_set():
+                note("the server is gone: no rollout begins any more")
+                stop.set()
+            raise
+
+    return run_agent
 
 
 async def _limits(agents: Agents) -> Counter[str]:

@@ -350,6 +350,28 @@ async def test_a_run_of_a_server_is_gone_on_with_without_it(gate, collector, fre
     assert 'config.policy_model.inference_provider.model: was "m", is "another"' in err
 
 
+async def test_a_server_that_is_gone_ends_the_run_and_costs_no_attempts(gate, collector, free_port, tmp_path):
+    server = await served(tmp_path, free_port)
+    try:
+        process = await collector(f"+head_server.port={free_port}", config_paths="")
+        gate.let(3)
+        await until(lambda: rows_of(tmp_path / "out.jsonl") == 3 and gate.asked == 7)
+    finally:
+        server.kill()
+        await server.communicate()
+    code, out, err = await end(process)
+    assert (code, rows_of(tmp_path / "out.jsonl")) == (3, 3)
+    assert "the server is gone: no rollout begins any more" in err
+    assert "the same command tries again what is missing" in err
+    lines = (tmp_path / "out_failures.jsonl").read_bytes().splitlines()
+    attempts = Counter(orjson.loads(line)["_ng_task_index"] for line in lines)
+    assert 4 <= len(attempts) <= 8, "those in flight, and the first that found nobody"
+    assert set(attempts.values()) == {1}
+    gate.let(100)
+    code, out, err = await end(await collector())
+    assert (code, rows_of(tmp_path / "out.jsonl")) == (0, 20), err
+
+
 async def served(folder, port):
     server = await asyncio.create_subprocess_exec(
         str(BIN / "ng_run"),
