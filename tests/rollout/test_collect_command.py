@@ -368,7 +368,7 @@ async def test_a_server_that_is_gone_ends_the_run_and_costs_no_attempts(gate, co
     assert 4 <= len(attempts) <= 8, "those in flight, and the first that found nobody"
     assert set(attempts.values()) == {1}
     gate.let(100)
-    code, out, err = await end(await collector())
+    code, _, err = await end(await collector())
     assert (code, rows_of(tmp_path / "out.jsonl")) == (0, 20), err
 
 
