@@ -359,7 +359,7 @@ async def test_a_server_that_is_gone_ends_the_run_and_costs_no_attempts(gate, co
     finally:
         server.kill()
         await server.communicate()
-    code, out, err = await end(process)
+    code, _, err = await end(process)
     assert (code, rows_of(tmp_path / "out.jsonl")) == (3, 3)
     assert "the server is gone: no rollout begins any more" in err
     assert "the same command tries again what is missing" in err
