@@ -104,9 +104,14 @@ async def test_the_merged_run_can_be_gone_on_with(job, tmp_path):
     assert set(asked) == lost
 
 
-async def test_what_lacks_a_shard_is_not_taken_for_the_whole_run(job, tmp_path):
+def begin(job):
+    with Run(job):
+        pass
+
+
+def test_what_lacks_a_shard_is_not_taken_for_the_whole_run(job, tmp_path):
     for index in range(SHARDS - 1):
-        await collect(job(f"run-{index}", index, SHARDS))
+        begin(job(f"run-{index}", index, SHARDS))
     output = RunFiles(tmp_path / "merged.jsonl")
     merged = merge(find_shards(f"{tmp_path}/run-*.jsonl", output), output, SPECS, rows=True)
     assert (merged.missing, merged.complete) == ((SHARDS - 1,), False)
@@ -116,10 +121,10 @@ async def test_what_lacks_a_shard_is_not_taken_for_the_whole_run(job, tmp_path):
         assert run.expected == ROWS * REPEATS
 
 
-async def test_shards_of_another_number_are_told(job, tmp_path):
+def test_shards_of_another_number_are_told(job, tmp_path):
     """0 of 2, 1 of 3 and 2 of 3 lack each second task of shard 0 of 3, and nobody would miss them."""
     for index, of in ((0, 2), (1, 3), (2, 3)):
-        await collect(job(f"run-{index}", index, of))
+        begin(job(f"run-{index}", index, of))
     output = RunFiles(tmp_path / "merged.jsonl")
     with pytest.raises(RequestError, match=r"it differs in:\n +expansion.num_shards: was 2, is 3"):
         merge(find_shards(f"{tmp_path}/run-*.jsonl", output), output, SPECS, rows=True)
