@@ -16,6 +16,7 @@ from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import bind
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.prepare import Part
+from gymlet.rollout.prompt import ROLES
 from gymlet.rollout.sources import Source, open_source
 from gymlet.serve.launch import unknown_agent
 from gymlet.serve.plugins import Plugin, load
@@ -61,6 +62,18 @@ def find_path(name: str, key: str) -> Path:
     return path
 
 
+def read_prompt(name: str) -> dict[str, str]:
+    """A prompt_config: the templates ``user`` and, optionally, ``system``. Raises ConfigError with every mistake."""
+    prompt = {key: text for key, text in read_mapping(name, "prompt_config").items() if text is not None}
+    wrong = [f"needs a '{ROLES[-1]}' template"] if not prompt.get(ROLES[-1]) else []
+    wrong += [f"'{role}' must be text" for role in ROLES if not isinstance(prompt.get(role, ""), str)]
+    near = {key: get_close_matches(key, ROLES, n=1, cutoff=NEAR) for key in map(str, prompt) if key not in ROLES}
+    wrong += [f"unknown key '{key}'; did you mean '{match[0]}'?" for key, match in near.items() if match]
+    if wrong:
+        raise ConfigError([Problem(message, key="prompt_config", source=name) for message in wrong])
+    return prompt
+
+
 def load_parts(sets: Sequence[DataSet]) -> list[Part]:
     """Data sets as they are prepared: opened, their prompts read. Raises ConfigError."""
     return [
@@ -69,7 +82,7 @@ def load_parts(sets: Sequence[DataSet]) -> list[Part]:
             agent=each.agent,
             type=each.options.type,
             repeats=each.options.num_repeats,
-            prompt=read_mapping(each.options.prompt_config, "prompt_config") if each.options.prompt_config else None,
+            prompt=read_prompt(each.options.prompt_config) if each.options.prompt_config else None,
         )
         for each in sets
     ]

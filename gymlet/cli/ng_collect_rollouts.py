@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from gymlet.cli.cluster import ClusterAgents
-from gymlet.cli.command import compose_command, find_source, load_plugins
-from gymlet.cli.console import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, fail, note, run_async, run_command
+from gymlet.cli.command import compose_command, find_source, load_plugins, read_prompt
+from gymlet.cli.console import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    fail,
+    leave_within,
+    note,
+    run_async,
+    run_command,
+)
 from gymlet.cli.ng_run import build_gym
 from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
-from gymlet.config.compose import Composition, read_mapping, require_instances
+from gymlet.config.compose import Composition, require_instances
 from gymlet.config.instances import find_instances
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions, HeadServer
-from gymlet.config.secrets import HIDDEN, hide_secrets, names_secret
+from gymlet.config.secrets import hide_in_argument, hide_secrets
 from gymlet.rollout.collect import ATTEMPTS_VARIABLE, GRACE_S, Job, Run
+from gymlet.rollout.episode import RunAgent
 from gymlet.rollout.executor import Executor, LocalExecutor
-from gymlet.rollout.files import RunFiles, StorageError
+from gymlet.rollout.files import RunFiles
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.tasks import Expansion
+from gymlet.rollout.whole_file import StorageError
 from gymlet.serve.launch import Gym, unknown_agent
 from gymlet.serve.peers import RemoteAgents
 from gymlet.wire.errors import GymletError
@@ -45,6 +58,9 @@ started. Exit codes: 0 complete, 3 incomplete, 2 a mistake in the command, 130 i
 
 COMMAND = "ng_collect_rollouts"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LEAVES_S = 3.0
+"""What ending gets, once it is to be at once, before the process leaves whatever an agent still does."""
+
 MAX_PARALLEL = 16_384
 """What "unlimited" means: more rollouts at once than any provider takes."""
 
@@ -66,20 +82,16 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _job(config: dict[str, Any], options: CollectOptions) -> Job:
-    prompt = read_mapping(options.prompt_config, "prompt_config") if options.prompt_config else None
-    if prompt is not None and not prompt.get("user"):
-        raise ConfigError([Problem("needs a 'user' template", key="prompt_config", source=options.prompt_config)])
-    repeats = options.num_repeats
     return Job(
         source=find_source(options.input_jsonl_fpath, "input_jsonl_fpath"),
         files=RunFiles(Path(options.output_jsonl_fpath)),
         expansion=Expansion(
             agent_name=options.agent_name,
             limit=options.limit,
-            num_repeats=repeats,
+            num_repeats=options.num_repeats,
             add_seed=options.num_repeats_add_seed,
             overrides=options.responses_create_params,
-            prompt=prompt,
+            prompt=read_prompt(options.prompt_config) if options.prompt_config else None,
             shard_index=options.shard_index,
             num_shards=options.num_shards,
         ),
@@ -107,14 +119,20 @@ async def _configuration(composition: Composition, agents: Agents) -> dict[str, 
     return {each.name: {each.implementation: each.options} for each in instances}
 
 
+def _interruptible() -> AbstractContextManager[None]:
+    """A signal raises KeyboardInterrupt at once: a large data set is read for minutes, and the loop does not turn."""
+    return _handled(signal.default_int_handler)
+
+
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt at once: a large data set is read for minutes, and the loop does not turn."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """The handler is called even while the loop does not turn: an agent may block it."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 async def _collect_and_score(
@@ -122,9 +140,12 @@ async def _collect_and_score(
 ) -> int:
     try:
         signals = await _watch(run, agents, options)
-        run.finish()
-        if not options.disable_aggregation and signals < 2:
-            show_scores(out, run.aggregate(specs))
+        with _interruptible():
+            run.finish()
+            if not options.disable_aggregation and signals < 2:
+                show_scores(out, run.aggregate(specs))
+    except KeyboardInterrupt:
+        signals = 2
     except StorageError as error:
         fail(str(error))
         note(f"make room, then go on with\n  {resume_command(sys.argv[1:])}")
@@ -178,37 +199,52 @@ async def _watch(run: Run, agents: Agents, options: CollectOptions) -> int:
     """Collect, and show how it goes; how many signals came: the first lets no more begin, the second stops at once."""
     stop, signals = asyncio.Event(), 0
     loop = asyncio.get_running_loop()
-    collecting = asyncio.create_task(run.collect(_executor(run, agents, options), stop=stop))
+    collecting = asyncio.create_task(run.collect(_executor(run, agents, options, stop), stop=stop))
 
-    def on_signal() -> None:
-        nonlocal signals
-        signals += 1
-        if signals == 1:
-            note(f"no rollout begins any more; those in flight get {GRACE_S:g} s; again to stop at once")
-        else:
-            collecting.cancel()
+    def let_end() -> None:
+        note(f"no rollout begins any more; those in flight get {GRACE_S:g} s; again to stop at once")
         stop.set()
 
-    for number in SIGNALS:
-        loop.add_signal_handler(number, on_signal)
-    try:
-        async with shown(run, partial(_limits, agents)):
-            await asyncio.wait({collecting})
-    finally:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
-        collecting.cancel()
+    def on_signal(_number: int, _frame: object) -> None:
+        nonlocal signals
+        signals += 1
+        loop.call_soon_threadsafe(let_end if signals == 1 else collecting.cancel)
+        if signals == 2:
+            leave_within(LEAVES_S, EXIT_INTERRUPTED, _interrupted())
+
+    with _handled(on_signal):
+        try:
+            async with shown(run, partial(_limits, agents)):
+                await asyncio.wait({collecting})
+        finally:
+            collecting.cancel()
     if not collecting.cancelled():
         collecting.result()
     return signals
 
 
-def _executor(run: Run, agents: Agents, options: CollectOptions) -> Executor:
+def _executor(run: Run, agents: Agents, options: CollectOptions, stop: asyncio.Event) -> Executor:
     parallel, timeout_s = options.num_samples_in_parallel, options.rollout_timeout_s
     if isinstance(agents, ClusterAgents):
         return agents.executor(options.ray_address, parallel=parallel, timeout_s=timeout_s)
     parallel = min(parallel or MAX_PARALLEL, max(1, run.remaining))
-    return LocalExecutor(agents.run_agent, parallel=parallel, timeout_s=timeout_s)
+    run_agent = _while_there(agents, stop) if isinstance(agents, RemoteAgents) else agents.run_agent
+    return LocalExecutor(run_agent, parallel=parallel, timeout_s=timeout_s)
+
+
+def _while_there(agents: RemoteAgents, stop: asyncio.Event) -> RunAgent:
+    """Runs agents of a server; once nobody listens there, no rollout begins any more: all would fail, for good."""
+
+    async def run_agent(name: str, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await agents.run_agent(name, row)
+        except GymletError as error:
+            if getattr(error.__cause__, "errno", None) == errno.ECONNREFUSED and not stop.is_set():
+                note("the server is gone: no rollout begins any more")
+                stop.set()
+            raise
+
+    return run_agent
 
 
 async def _limits(agents: Agents) -> Counter[str]:
@@ -226,12 +262,17 @@ def _conclude(run: Run, *, interrupted: bool, allow_incomplete: bool) -> int:
     if counts.failed:
         out.print(f"{counts.failed} failed, see {files.failures}", markup=False)
     if interrupted:
-        note(f"interrupted; the same command goes on from here:\n  {resume_command(sys.argv[1:])}")
+        note(_interrupted())
+        leave_within(LEAVES_S, EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     if counts.ok >= counts.expected:
         return EXIT_OK
     note(_how_to_go_on(run))
     return EXIT_OK if allow_incomplete else EXIT_INCOMPLETE
+
+
+def _interrupted() -> str:
+    return f"interrupted; the same command goes on from here:\n  {resume_command(sys.argv[1:])}"
 
 
 def _how_to_go_on(run: Run) -> str:
@@ -247,9 +288,4 @@ def _how_to_go_on(run: Run) -> str:
 def resume_command(arguments: Sequence[str]) -> str:
     """The command that goes on: without what would start afresh, and without the values of secrets."""
     kept = [argument for argument in arguments if argument.lstrip("+").partition("=")[0] != "overwrite"]
-    return shlex.join([COMMAND, *map(_without_secret, kept)])
-
-
-def _without_secret(argument: str) -> str:
-    key, is_set, _ = argument.partition("=")
-    return f"{key}={HIDDEN}" if is_set and names_secret(key) else argument
+    return shlex.join([COMMAND, *map(hide_in_argument, kept)])

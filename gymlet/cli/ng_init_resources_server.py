@@ -12,6 +12,7 @@ from gymlet.cli.command import compose_command
 from gymlet.cli.console import EXIT_OK, run_command
 from gymlet.config.commands import EntrypointOptions
 from gymlet.config.problems import ConfigError, Problem
+from gymlet.rollout.whole_file import storing
 
 USAGE = """
 ng_init_resources_server +entrypoint=resources_servers/NAME
@@ -42,8 +43,9 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError([Problem(message, key="entrypoint")])
     if folder.exists():
         raise ConfigError([Problem(f"{folder} is there already", key="entrypoint")])
-    for path in scaffold(folder):
-        out.print(str(path), markup=False)
+    with storing(folder):
+        for path in scaffold(folder):
+            out.print(str(path), markup=False)
     out.print(f"\nng_test +entrypoint={folder}", markup=False)
     out.print(f'ng_validate "+config_paths=[{folder}/configs/{folder.name}.yaml]"', markup=False)
     return EXIT_OK

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gymlet.cli.command import compose_command, find_source
+from gymlet.cli.command import compose_command, find_source, read_prompt
 from gymlet.cli.console import EXIT_OK, run_command
 from gymlet.config.commands import MaterializePromptsOptions
-from gymlet.config.compose import read_mapping
-from gymlet.config.problems import ConfigError, Problem
 from gymlet.rollout.prepare import materialize_prompts
 
 USAGE = """
@@ -34,9 +32,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Fill the template for each row."""
     _, options = compose_command(COMMAND, arguments, MaterializePromptsOptions)
-    prompt = read_mapping(options.prompt_config, "prompt_config")
-    if not prompt.get("user"):
-        raise ConfigError([Problem("needs a 'user' template", key="prompt_config", source=options.prompt_config)])
+    prompt = read_prompt(options.prompt_config)
     source = find_source(options.input_jsonl_fpath, "input_jsonl_fpath")
     count = materialize_prompts(source, prompt, options.prompt_config, Path(options.output_jsonl_fpath))
     out.print(f"{count} rows in {options.output_jsonl_fpath}", markup=False)

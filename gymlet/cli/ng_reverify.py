@@ -60,6 +60,10 @@ def run(arguments: Sequence[str]) -> int:
 def _job(options: ReverifyOptions) -> Reverification:
     rollouts = find_path(options.rollouts_jsonl_fpath, "rollouts_jsonl_fpath")
     output = RunFiles(Path(options.output_jsonl_fpath))
+    if output.output.exists() and output.output.samefile(rollouts):
+        raise RequestError(
+            f"{output.output} holds the rollouts that are verified again; name another output_jsonl_fpath"
+        )
     if output.output.exists() and not options.overwrite:
         raise RequestError(f"{output.output} is there already; +overwrite=true replaces it")
     named = options.materialized_inputs_jsonl_fpath

@@ -33,6 +33,7 @@ Sqlite = Annotated[str, "sqlite"]
 """A file of SQLite's, as ``sqlite:PATH``."""
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+Repeats = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
@@ -200,7 +201,7 @@ class CollectOptions:
     output_jsonl_fpath: str
     agent_name: str | None = None
     limit: PositiveInt | None = None
-    num_repeats: PositiveInt | dict[str, PositiveInt] | None = None
+    num_repeats: Repeats | dict[str, Repeats] | None = None
     num_repeats_add_seed: bool = False
     num_samples_in_parallel: PositiveInt | None = None
     responses_create_params: Json = field(default_factory=dict)

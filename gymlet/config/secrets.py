@@ -11,12 +11,29 @@ UNSET = "???"
 MIN_SECRET_CHARS = 6
 """A shorter value is hidden under its own key only: replacing it everywhere would tear up ordinary words."""
 
-_NAMES = re.compile(r"key|token|secret|password|authorization|cookie", re.IGNORECASE)
+_WORDS = "key|token|secret|password|authorization|cookie"
+_NAMES = re.compile(_WORDS, re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?[\d_.]+(e[-+]?\d+)?|null|true|false", re.IGNORECASE)
+_ENTRY = re.compile(
+    rf"""([{{,]\s*['"]?[\w.-]*(?:{_WORDS})[\w-]*['"]?\s*:\s*)("[^"]*"|'[^']*'|\[[^\]]*\]|[^,}}\]]+)""", re.IGNORECASE
+)
+"""An entry of a mapping on the command line, ``{api_key: …}``: what comes before its value, and the value."""
 
 
 def names_secret(key: str) -> bool:
     """Whether a (dotted) key names a secret."""
     return _NAMES.search(key.rpartition(".")[2]) is not None
+
+
+def hide_in_argument(argument: str) -> str:
+    """An argument of a command line without its secrets: ``key=value``, or keys in a value that is a mapping.
+
+    A number is none: ``max_output_tokens=512`` says how many.
+    """
+    key, is_set, value = argument.partition("=")
+    if is_set and names_secret(key) and not _NUMBER.fullmatch(value):
+        return f"{key}={HIDDEN}"
+    return _ENTRY.sub(lambda entry: entry[0] if _NUMBER.fullmatch(entry[2]) else f"{entry[1]}{HIDDEN}", argument)
 
 
 def hide_secrets(tree: Any) -> Any:

@@ -19,7 +19,7 @@ import orjson
 from gymlet.rollout import manifest
 from gymlet.rollout.episode import Ended, Failure, Success, failed
 from gymlet.rollout.executor import Executor, Node, NodeGone, NodeLost
-from gymlet.rollout.files import RunFiles, StorageError, read_rows, stamped_first, storing, write_json
+from gymlet.rollout.files import RunFiles, read_rows, stamped_first, write_json
 from gymlet.rollout.keys import Attempts, Key, key_of
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.records import Records
@@ -28,7 +28,7 @@ from gymlet.rollout.scores import score_run, write_scores
 from gymlet.rollout.sources import Source
 from gymlet.rollout.tasks import Expander, Expansion
 from gymlet.rollout.todo import Task, Todo
-from gymlet.rollout.whole_file import whole_file
+from gymlet.rollout.whole_file import StorageError, whole_file
 from gymlet.wire.errors import AgentError, GymletError, RequestError
 
 Json = dict[str, Any]
@@ -135,9 +135,9 @@ class Run:
             finally:
                 for task in (work, stopped):
                     task.cancel()
-                await asyncio.wait({work, stopped})
+                await asyncio.wait({work, stopped}, timeout=GRACE_S)  # an agent may not let itself be cancelled
             self._records.flush()
-            if not work.cancelled():
+            if work.done() and not work.cancelled():
                 work.result()
 
     def finish(self) -> None:
@@ -151,8 +151,7 @@ class Run:
         files = self.job.files
         inputs, rows, failures = (read_rows(path) for path in (files.inputs, files.output, files.failures))
         scores = score_run(specs, inputs=inputs, rows=rows, failures=failures)
-        with storing(files.metrics):
-            summaries = write_scores(files.metrics, scores)
+        summaries = write_scores(files.metrics, scores)
         write_report(files, self._manifest, summaries)
         return summaries
 
@@ -258,6 +257,7 @@ class Run:
 
     def _prepare(self) -> None:
         job, files = self.job, self.job.files
+        _check_paths(job)
         self._manifest = manifest.describe(job.source, expansion=asdict(job.expansion), config=job.config)
         if job.overwrite:
             self._set_aside(files.all())
@@ -266,10 +266,11 @@ class Run:
             self._set_aside([files.failures])
         self._records.learn()
         self.notes += self._records.notes
-        if earlier is None or (earlier and manifest.differences(earlier, self._manifest)):
-            self._materialize()
+        same = earlier is not None and not (earlier and manifest.differences(earlier, self._manifest))
+        if same and files.inputs.exists():
+            self._go_on(earlier or {})
         else:
-            self._go_on(earlier)
+            self._materialize()
 
     def _set_aside(self, paths: Iterable[Path]) -> None:
         moved = self.job.files.set_aside(paths)
@@ -281,11 +282,11 @@ class Run:
         Raises RequestError where that must be asked first.
         """
         job, files = self.job, self.job.files
-        if files.manifest.exists() and files.inputs.exists() and job.resume is not False:
+        if files.manifest.exists() and job.resume is not False:
             return manifest.compare(files.manifest, self._manifest, force=job.force_resume)
         if not files.output.exists() or files.output.stat().st_size == 0:
             return None
-        if job.resume and files.inputs.exists():
+        if job.resume:
             return {}
         raise RequestError(
             f"{files.output} is there already; +resume_from_cache=true goes on with it, "
@@ -299,17 +300,33 @@ class Run:
         else:
             for row in read_rows(self.job.files.inputs):
                 self._tally.add(row, self._records)
-        self._manifest |= {"started": earlier.get("started"), "tasks": self._tally.tasks}
+        self._manifest["started"] = earlier.get("started")
+        self._tell_tasks()
 
     def _materialize(self) -> None:
         job, files = self.job, self.job.files
         expander = Expander(job.expansion, job.source.label, unit=job.source.unit)
         rows = (self._tally.add(row, self._records) for row in expander.expand(job.source.lines()))
-        with storing(files.inputs), whole_file(files.inputs) as file:
+        with whole_file(files.inputs) as file:
             file.writelines(orjson.dumps(stamped_first(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
             self.notes += expander.finish()
-        self._manifest["tasks"] = self._tally.tasks
+        self._tell_tasks()
         write_json(files.manifest, self._manifest)
+
+    def _tell_tasks(self) -> None:
+        """The next run need not count the tasks anew, if every record is of one of them."""
+        if (self._tally.done, self._tally.failed) == (len(self._records.done), self._records.failed):
+            self._manifest["tasks"] = self._tally.tasks
+
+
+def _check_paths(job: Job) -> None:
+    """Raises RequestError where a file of the run is a folder, or the input itself, which would be written over."""
+    source = Path(job.source.label)
+    for path in job.files.all():
+        if path.is_dir():
+            raise RequestError(f"{path} is a folder; name a file, such as output_jsonl_fpath={path}/rollouts.jsonl")
+        if path.exists() and source.exists() and path.samefile(source):
+            raise RequestError(f"{path} is the input, and would be written over; name another output_jsonl_fpath")
 
 
 class Tally:

@@ -69,8 +69,10 @@ async def run(task: Json, run_agent: RunAgent, *, timeout_s: float | None = None
         if _is_being_cancelled():
             raise
         return failed(task | stamps, AgentError("the agent cancelled itself"))
-    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever an agent does, the other rollouts go on
-        return failed(task | stamps, AgentError(f"{type(error).__name__}: {error}"))
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  whatever an agent does, the other rollouts go on
+        return failed(task | stamps, AgentError(_words(error)))
 
 
 async def _reply(task: Json, run_agent: RunAgent, timeout_s: float | None) -> Json:
@@ -126,9 +128,30 @@ def failed(task: Json, error: GymletError) -> Failure:
     for name in ("provider", "request_id"):
         if getattr(error, name, None) is not None:
             told[name] = getattr(error, name)
-    stamps = {TASK: task[TASK], ROLLOUT: task[ROLLOUT]}
-    row = {**stamps, **task, "_ng_failure_class": error.failure_class, "error": _error(task, told)}
-    return Failure(key_of(task), orjson.dumps(row, option=_ORJSON | orjson.OPT_NON_STR_KEYS), error.failure_class)
+    told = {name: _plain(value) for name, value in told.items()}
+    stamps = {name: task[name] for name in STAMPS if name in task}
+    outcome = {"_ng_failure_class": error.failure_class, "error": _error(task, told)}
+    try:
+        line = orjson.dumps({**stamps, **task, **outcome}, option=_ORJSON | orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # the agent left in the row what is no JSON
+        line = orjson.dumps({**stamps, **outcome}, option=_ORJSON)
+    return Failure(key_of(task), line, error.failure_class)
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  an exception's own code may break, too
+        return type(error).__name__
+
+
+def _plain(value: object) -> object:
+    """The value, or its text where JSON has no such value; half a character becomes a question mark."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return str(value).encode(errors="replace").decode()
+    return value
 
 
 def _error(stamps: Json, told: Json) -> Json:

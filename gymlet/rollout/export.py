@@ -17,7 +17,7 @@ import orjson
 
 from gymlet.rollout.columns import DESCRIPTION, DESCRIPTION_FILE, Columns
 from gymlet.rollout.sources import TABLE_ROWS, Source, need, rows_of
-from gymlet.rollout.whole_file import whole_file
+from gymlet.rollout.whole_file import storing, whole_file
 from gymlet.wire.errors import RequestError
 
 Json = dict[str, Any]
@@ -35,7 +35,6 @@ def export(source: Source, target: Path) -> int:
         raise RequestError(
             f"{target}: cannot write '{suffix}'; there are {forms}, and a folder (no suffix) for datasets"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
     return WRITERS[suffix](source, target)
 
 
@@ -74,13 +73,15 @@ def _write_folder(source: Source, target: Path) -> int:
         raise RequestError(f"{target} is there already; name another folder, or remove it")
     columns = _columns(source)
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        table, folder = Path(scratch, "rows.parquet"), Path(scratch, "folder")
-        with table.open("wb") as file:
-            count = _write_table(source, columns, file)
-        datasets.Dataset.from_parquet(str(table), cache_dir=scratch).save_to_disk(str(folder))
-        (folder / DESCRIPTION_FILE).write_bytes(columns.to_json())
-        shutil.move(folder, target)
+    with storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            table, folder = Path(scratch, "rows.parquet"), Path(scratch, "folder")
+            with table.open("wb") as file:
+                count = _write_table(source, columns, file)
+            datasets.Dataset.from_parquet(str(table), cache_dir=scratch).save_to_disk(str(folder))
+            (folder / DESCRIPTION_FILE).write_bytes(columns.to_json())
+            shutil.move(folder, target)
     return count
 
 

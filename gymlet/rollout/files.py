@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -14,8 +13,8 @@ import orjson
 from gymlet.rollout.compact import KeySet
 from gymlet.rollout.keys import Key, key_of
 from gymlet.rollout.metrics import ROLLOUT, TASK
-from gymlet.rollout.whole_file import whole_file
-from gymlet.wire.errors import GymletError, RequestError
+from gymlet.rollout.whole_file import reading, storing, whole_file
+from gymlet.wire.errors import RequestError
 
 Json = dict[str, Any]
 
@@ -23,10 +22,6 @@ _STAMPED = re.compile(rb'\{"%s":(\d{1,18}),"%s":(\d{1,18}),' % (TASK.encode(), R
 """How our own lines begin; what follows, up to the brace at the end, need not be parsed to know the key."""
 
 TAIL_BLOCK_BYTES = 1 << 16
-
-
-class StorageError(GymletError):
-    """A file of the run cannot be written: the run ends, and what is committed stays."""
 
 
 class RunFiles:
@@ -47,11 +42,15 @@ class RunFiles:
         return self.manifest, self.output, self.inputs, self.failures, self.metrics, self.report
 
     def set_aside(self, paths: Iterable[Path]) -> list[Path]:
-        """Move files of an earlier run, if they hold anything, out of the way; returns where they are now."""
+        """Move files of an earlier run, if they hold anything, out of the way; returns where they are now.
+
+        Raises StorageError.
+        """
         number = 1
         while any(_aside(path, number).exists() for path in self.all()):
             number += 1
-        return [path.rename(_aside(path, number)) for path in paths if path.exists() and path.stat().st_size]
+        with storing(self.output.parent):
+            return [path.rename(_aside(path, number)) for path in paths if path.exists() and path.stat().st_size]
 
 
 def _aside(path: Path, number: int) -> Path:
@@ -74,7 +73,7 @@ def scan(path: Path) -> Iterator[Line]:
     if not path.exists():
         return
     offset = 0
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             stamped = _STAMPED.match(line) if line.endswith(b"}\n") else None
             if stamped is not None:
@@ -91,7 +90,7 @@ def read_rows(path: Path) -> Iterator[Json]:
     """
     if not path.exists():
         return
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield _parse(line, path, number)
@@ -104,9 +103,15 @@ def _parse(line: bytes, path: Path, number: int) -> Json:
         raise RequestError(
             f"Malformed JSON in {path} at line {number}: {error}; without that line, its rollout is run again"
         ) from None
-    if not isinstance(row, dict) or not isinstance(row.get(TASK), int) or not isinstance(row.get(ROLLOUT), int):
-        raise RequestError(f"{path} at line {number} is no row of a run: it has no {TASK} and {ROLLOUT}")
+    if not isinstance(row, dict) or not (_is_index(row.get(TASK)) and _is_index(row.get(ROLLOUT))):
+        raise RequestError(
+            f"{path} at line {number} is no row of a run: it lacks {TASK} and {ROLLOUT}, two whole numbers"
+        )
     return row
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and not abs(value) >> 63
 
 
 def stamped_first(row: Json) -> Json:
@@ -117,30 +122,21 @@ def stamped_first(row: Json) -> Json:
 def drop_repeated(path: Path) -> None:
     """Keep the first row of each key. Raises StorageError."""
     first = KeySet()
-    with storing(path), whole_file(path) as file:
+    with whole_file(path) as file:
         file.writelines(line.text for line in scan(path) if first.add(*line.key))
-
-
-@contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """What the system refuses to write is a StorageError, told in words."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_json(path: Path, payload: object) -> None:
     """A JSON file that appears whole or not at all. Raises StorageError."""
-    with storing(path), whole_file(path) as file:
+    with whole_file(path) as file:
         file.write(orjson.dumps(payload, option=orjson.OPT_INDENT_2))
 
 
 def repair_tail(path: Path) -> list[str]:
-    """Cut off a torn last line, or give a whole one its newline; says what was done."""
+    """Cut off a torn last line, or give a whole one its newline; says what was done. Raises StorageError."""
     if not path.exists() or path.stat().st_size == 0:
         return []
-    with path.open("r+b") as file:
+    with storing(path), path.open("r+b") as file:
         start, tail = _last_line(file)
         if not tail.strip() or (tail.endswith(b"\n") and _is_row(tail)):
             return []

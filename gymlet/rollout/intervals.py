@@ -93,7 +93,7 @@ def wilson(mean: float, count: int) -> tuple[float, float]:
     z2 = Z_975**2
     centre = (mean + z2 / (2 * count)) / (1 + z2 / count)
     half = Z_975 * math.sqrt(mean * (1 - mean) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
 
 
 def t_975(degrees: int) -> float:

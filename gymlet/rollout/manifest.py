@@ -14,6 +14,7 @@ import orjson
 from gymlet import __version__
 from gymlet.config.schema import ModelOptions
 from gymlet.rollout.sources import Source
+from gymlet.rollout.whole_file import reading
 from gymlet.wire.errors import RequestError
 from gymlet.wire.profile import Profile
 
@@ -50,8 +51,10 @@ def now() -> str:
 
 def compare(path: Path, new: Json, *, force: bool) -> Json:
     """The manifest in ``path``. Raises RequestError with what differs from it, unless ``force``."""
+    with reading(path):
+        text = path.read_bytes()
     try:
-        old = orjson.loads(path.read_bytes())
+        old = orjson.loads(text)
     except orjson.JSONDecodeError:
         old = None
     if not isinstance(old, dict):

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from gymlet.rollout.compact import KeySet
-from gymlet.rollout.files import Line, RunFiles, scan, storing, write_json
+from gymlet.rollout.files import Line, RunFiles, scan, write_json
 from gymlet.rollout.manifest import differences
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.report import write_report
@@ -80,16 +80,14 @@ def merge(shards: Sequence[RunFiles], output: RunFiles, specs: Mapping[str, Metr
         rows=_rows(_first_of_each(_scan(shard.output) for shard in shards)),
         failures=(row for shard in shards for row in _rows(_scan(shard.failures))),
     )
-    with storing(output.metrics):
-        summaries = write_scores(output.metrics, scores)
-    counts = _counts(scores)
+    summaries = write_scores(output.metrics, scores)
+    counts, missing = _counts(scores), _missing(manifests)
     if rows:
         _write_rows(shards, output, known=known)
         manifest = _joined(shards, manifests, scores, counts) if all(manifests) else {}
         if manifest:
             write_json(output.manifest, manifest)
         write_report(output, manifest, summaries)
-    missing = _missing(manifests)
     notes = _notes(shards, counts["ok"], missing, known=known)
     return Merged(summaries, counts["expected"], counts["ok"], tuple(notes), missing)
 
@@ -142,7 +140,6 @@ def _write_rows(shards: Sequence[RunFiles], output: RunFiles, *, known: bool) ->
         parts[output.inputs] = _merged_inputs(shards)
     with ExitStack() as stack:
         for path, lines in parts.items():
-            stack.enter_context(storing(path))
             stack.enter_context(whole_file(path)).writelines(line.text.rstrip() + b"\n" for line in lines)
 
 
@@ -161,15 +158,15 @@ def _check_same_run(shards: Sequence[RunFiles], manifests: Sequence[Json]) -> No
     told = [(shard, manifest) for shard, manifest in zip(shards, manifests, strict=True) if manifest]
     for shard, manifest in told[1:]:
         first, whole = told[0]
-        lines = differences(_without_shard(whole), _without_shard(manifest))
+        lines = differences(_of_shards(whole), _of_shards(manifest))
         if lines:
             shown = "".join(f"\n    {line}" for line in lines)
             raise RequestError(f"{shard.output} is no shard of the run of {first.output}; it differs in:{shown}")
 
 
-def _without_shard(manifest: Json) -> Json:
-    expansion = manifest.get("expansion") or {}
-    return {**manifest, "expansion": {**expansion, "shard_index": 0, "num_shards": 1}}
+def _of_shards(manifest: Json, **expansion: int) -> Json:
+    """What all shards of a run have in common; with ``num_shards=1``, what the whole run has."""
+    return {**manifest, "expansion": {**(manifest.get("expansion") or {}), "shard_index": 0, **expansion}}
 
 
 def _missing(manifests: Sequence[Json]) -> tuple[int, ...]:
@@ -191,8 +188,9 @@ def _counts(scores: Sequence[AgentScores]) -> Json:
 
 def _joined(shards: Sequence[RunFiles], manifests: Sequence[Json], scores: Sequence[AgentScores], counts: Json) -> Json:
     ended = [manifest.get("ended") for manifest in manifests]
+    first = manifests[0]
     return {
-        **_without_shard(manifests[0]),
+        **(_of_shards(first) if _missing(manifests) else _of_shards(first, num_shards=1)),
         "started": min(str(manifest.get("started")) for manifest in manifests),
         "ended": max(map(str, ended)) if all(ended) else None,
         "tasks": {each.agent: each.expected.total for each in scores if each.expected is not None},

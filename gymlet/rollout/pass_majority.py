@@ -7,10 +7,9 @@ are sums for each k: nothing grows with the number of tasks.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
 NO_ANSWER = "no_answer"
@@ -61,13 +60,13 @@ class PassMajority:
         names = sorted(self._names)
         highest = max((sums.highest for sums in self._names.values()), default=0)
         found: dict[str, float | None] = {}
-        for k in range(1, highest + 1):
-            for name in names:
-                sums = self._names[name]
-                found[f"pass@{k}/{name}"] = sums.passed.at(k)
-                found[f"pass@1[avg-of-{k}]/{name}"] = sums.average.at(k)
+        sums = [zip(*(means.up_to(highest) for means in self._names[name].of_tasks()), strict=True) for name in names]
+        for k, parts in enumerate(zip(*sums, strict=True), start=1):
+            for name, (passed, average, majority) in zip(names, parts, strict=True):
+                found[f"pass@{k}/{name}"] = passed.value
+                found[f"pass@1[avg-of-{k}]/{name}"] = average.value
                 if self._majority:
-                    found[f"majority@{k}/{name}"] = sums.majority.total(k) / self._tasks
+                    found[f"majority@{k}/{name}"] = majority.total / self._tasks
         metrics = {name: 100 * value for name, value in found.items() if value is not None}
         for name in names:
             metrics |= _spread(name, self._names[name].runs, highest)
@@ -79,13 +78,17 @@ class _Mean:
 
     __slots__ = ("count", "total")
 
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.count = 0
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
+        self.total = total
+        self.count = count
 
     def add(self, value: float) -> None:
         self.total += value
         self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
 
 
 class _Means:
@@ -106,21 +109,12 @@ class _Means:
         if goes_on and values and values[-1] is not None:
             self._after[len(values) - 1].add(values[-1])
 
-    def total(self, k: int) -> float:
-        """The sum at k."""
-        return math.fsum(part.total for part in self._parts(k))
-
-    def at(self, k: int) -> float | None:
-        """The mean at k; None where nothing counts."""
-        count = sum(part.count for part in self._parts(k))
-        return self.total(k) / count if count else None
-
-    def each(self) -> list[float]:
-        """The mean at each k that has one."""
-        return [mean.total / mean.count for mean in self._at if mean.count]
-
-    def _parts(self, k: int) -> list[_Mean]:
-        return [*self._at[k - 1 : k], *self._after[: k - 1]]
+    def up_to(self, highest: int) -> Iterator[_Mean]:
+        """The mean at each k from 1 to ``highest``."""
+        ended = _Mean()
+        for at, after, _ in zip_longest(self._at, self._after, range(highest), fillvalue=_Mean()):
+            yield _Mean(at.total + ended.total, at.count + ended.count)
+            ended = _Mean(ended.total + after.total, ended.count + after.count)
 
 
 class _Sums:
@@ -132,6 +126,10 @@ class _Sums:
         self.average = _Means()
         self.majority = _Means()
         self.runs = _Means()
+
+    def of_tasks(self) -> tuple[_Means, _Means, _Means]:
+        """What is known for each k: pass, average and majority."""
+        return self.passed, self.average, self.majority
 
     def add(self, values: Sequence[float | None], majorities: list[float] | None) -> None:
         """One task's values, rollout by rollout, and its majority's score for each k."""
@@ -162,7 +160,7 @@ def _averages(values: Sequence[float | None]) -> Iterator[float | None]:
     for value in values:
         if value is not None:
             so_far.add(value)
-        yield so_far.total / so_far.count if so_far.count else None
+        yield so_far.value
 
 
 def _majorities(values: Sequence[float | None], answers: Sequence[Hashable | None]) -> Iterator[float]:
@@ -181,14 +179,25 @@ def _majorities(values: Sequence[float | None], answers: Sequence[Hashable | Non
 
 def _spread(name: str, runs: _Means, highest: int) -> dict[str, float]:
     """How much the mean over all tasks differs from repeat to repeat."""
-    means = [100 * mean for mean in runs.each()]
+    means = [100 * run.value for run in runs.up_to(highest) if run.value is not None]
+    deviations = list(_deviations(means))
     spread: dict[str, float] = {}
     for k in range(2, highest + 1):
-        if len(means[:k]) > 1:
-            deviation = statistics.stdev(means[:k])
-            spread[f"pass@1[avg-of-{k}]/{name}/std_dev_across_runs"] = deviation
-            spread[f"pass@1[avg-of-{k}]/{name}/std_err_across_runs"] = deviation / math.sqrt(len(means[:k]))
+        count = min(k, len(means))
+        if count > 1:
+            spread[f"pass@1[avg-of-{k}]/{name}/std_dev_across_runs"] = deviations[count - 1]
+            spread[f"pass@1[avg-of-{k}]/{name}/std_err_across_runs"] = deviations[count - 1] / math.sqrt(count)
     return spread
+
+
+def _deviations(values: Sequence[float]) -> Iterator[float]:
+    """The sample's standard deviation of the first k, for each k (Welford 1962)."""
+    mean = squares = 0.0
+    for k, value in enumerate(values, start=1):
+        away = value - mean
+        mean += away / k
+        squares += away * (value - mean)
+        yield math.sqrt(squares / (k - 1)) if k > 1 else 0.0
 
 
 def _accuracy(row: dict[str, Any]) -> Scores:

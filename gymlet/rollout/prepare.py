@@ -163,12 +163,13 @@ def _told(label: str, without: Places, twice: Places) -> Iterable[str]:
 def _facts(params: Json) -> Iterator[tuple[str, float]]:
     asked = params.get("input")
     messages = asked if isinstance(asked, list) else [{"role": "user"}]
-    if params.get("tools") is not None:
-        yield "Number of tools", len(params["tools"])
+    tools, temperature = params.get("tools"), params.get("temperature")
+    if isinstance(tools, list):
+        yield "Number of tools", len(tools)
     yield "Json-dumped number of words (proxy for token count)", len(json.dumps(params).split())
     yield "Number of turns", sum(1 for each in messages if isinstance(each, dict) and each.get("role") == "user")
-    if params.get("temperature") is not None:
-        yield "Temperature", params["temperature"]
+    if isinstance(temperature, int | float):
+        yield "Temperature", temperature
 
 
 def _numbers(values: Sequence[float]) -> Json:

@@ -29,6 +29,6 @@ def fill_prompt(prompt: Mapping[str, str], row: Json, place: str) -> None:
 def _fill(template: str, row: Json, place: str) -> str:
     try:
         return string.Formatter().vformat(template, (), row)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        fields = ", ".join(sorted(row))
-        raise RowError(f"{place}: the prompt needs {error}, and the row's fields are: {fields}") from None
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        wrong = f"needs {error}" if isinstance(error, KeyError) else f"cannot be filled ({error})"
+        raise RowError(f"{place}: the prompt {wrong}, and the row's fields are: {', '.join(sorted(row))}") from None

@@ -97,6 +97,7 @@ class RayExecutor:
         self._address = address
         self._tell = tell
         self._ray: Any = None
+        self._lender: Any = None
         self._hosts: dict[str, Any] = {}
         self._refused: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
@@ -153,8 +154,13 @@ class RayExecutor:
         self._ray.shutdown()
 
     async def limits(self) -> dict[str, dict[str, Any]]:
-        """The state of each provider's endpoints, over all nodes."""
-        states: dict[str, dict[str, Any]] = await self._lender.states.remote()
+        """The state of each provider's endpoints, over all nodes; empty while nobody can tell."""
+        if self._lender is None:
+            return {}
+        try:
+            states: dict[str, dict[str, Any]] = await self._lender.states.remote()
+        except self._ray.exceptions.RayError:
+            return {}
         return states
 
     async def _start_host(self, node_id: str) -> None:

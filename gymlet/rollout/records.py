@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gymlet.rollout.compact import KeySet
-from gymlet.rollout.files import RunFiles, StorageError, drop_repeated, repair_tail, scan
+from gymlet.rollout.files import RunFiles, drop_repeated, repair_tail, scan
 from gymlet.rollout.keys import Attempts, Key
 from gymlet.rollout.sync import Syncer
+from gymlet.rollout.whole_file import StorageError
 from gymlet.wire.errors import RequestError
 
 TERMINAL = b'"_ng_failure_terminal":true'

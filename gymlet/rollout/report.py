@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from gymlet.rollout.files import RunFiles, read_rows, storing
+from gymlet.rollout.files import RunFiles, read_rows
 from gymlet.rollout.metrics import ROLLOUT, TASK
 from gymlet.rollout.whole_file import whole_file
 
@@ -42,7 +42,7 @@ def write_report(files: RunFiles, manifest: Json, summaries: Sequence[Json]) -> 
         )
     )
     page = Template(TEMPLATE.read_text("utf-8")).substitute(title=escape(title), body=body)
-    with storing(files.report), whole_file(files.report) as file:
+    with whole_file(files.report) as file:
         file.write(page.encode("utf-8", "replace"))
 
 

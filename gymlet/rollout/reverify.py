@@ -120,7 +120,8 @@ def _commit(ended: object, row: Json, changes: Changes, rows: BinaryIO, failures
 def _compared(verified: Json, before: Json, changes: Changes) -> bytes:
     """The line of a row: its times as they were but for the verifier's, its previous reward if that was another."""
     verify_s = verified["_ng_timings"]["total_s"]
-    verified["_ng_timings"] = {**(before.get("_ng_timings") or {}), "verify_s": verify_s}
+    times = before.get("_ng_timings")
+    verified["_ng_timings"] = {**(times if isinstance(times, dict) else {}), "verify_s": verify_s}
     reward = before.get("reward")
     if isinstance(reward, int | float) and reward != verified["reward"]:
         verified[PREVIOUS_REWARD] = reward

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from gymlet.rollout.compact import KeySet, TaskCounts
+from gymlet.rollout.keys import key_of
 from gymlet.rollout.metrics import ROLLOUT, TASK, Aggregator, MetricsSpec
 from gymlet.rollout.whole_file import whole_file
 from gymlet.wire.errors import RequestError
@@ -41,23 +42,30 @@ def score_run(
 ) -> list[AgentScores]:
     """Each agent's scores, from the rows of a run's files; each is read once, in this order.
 
-    ``inputs``: all tasks, None where they are not known. A failed attempt counts unless a row of the same key is there.
+    ``inputs``: all tasks, None where they are not known; rows and failures that are of none of them, such as those of a
+    run that was made smaller, do not count. A failed attempt counts unless a row of the same key is there.
     """
     scores = {
         name: AgentScores(name, Aggregator(spec), TaskCounts() if inputs is not None else None)
         for name, spec in specs.items()
     }
+    wanted = None if inputs is None else KeySet()
     for task in inputs or ():
         expected = _of(scores, task).expected
-        if expected is not None:
+        if expected is not None and wanted is not None:
             expected.add(task[TASK])
-    for failure in failures:
+            wanted.add(*key_of(task))
+    for failure in _wanted(failures, wanted):
         _of(scores, failure).failures.add(failure[TASK], failure[ROLLOUT])
-    for row in rows:
+    for row in _wanted(rows, wanted):
         agent = _of(scores, row)
         agent.aggregator.add(row)
         agent.failures.discard(row[TASK], row[ROLLOUT])
     return list(scores.values())
+
+
+def _wanted(rows: Iterable[Json], wanted: KeySet | None) -> Iterator[Json]:
+    return (row for row in rows if wanted is None or key_of(row) in wanted)
 
 
 def write_scores(path: Path, scores: Iterable[AgentScores]) -> list[Json]:

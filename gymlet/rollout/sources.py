@@ -18,7 +18,8 @@ from typing import Any
 import orjson
 
 from gymlet.rollout.columns import Columns
-from gymlet.rollout.places import Unit
+from gymlet.rollout.places import Unit, parse_row
+from gymlet.rollout.whole_file import reading
 from gymlet.wire.errors import RequestError
 
 HUB = "hf:"
@@ -48,7 +49,7 @@ class Source:
 def open_source(name: Path | str) -> Source:
     """The source of that name: a file, by its suffix, a folder that ``datasets`` saved, or ``hf:NAME[:SPLIT]``.
 
-    Raises RequestError for what is not there, and for an extra that is not installed.
+    Raises RequestError for what is not there or cannot be read, and for an extra that is not installed.
     """
     if str(name).startswith(HUB):
         return _hub(str(name)[len(HUB) :])
@@ -56,7 +57,9 @@ def open_source(name: Path | str) -> Source:
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise RequestError(f"there is no file {path}")
+        raise RequestError(f"{path} is no regular file" if path.exists() else f"there is no file {path}")
+    with reading(path), path.open("rb"):
+        pass
     if path.suffix == ".parquet":
         return Source(str(path), "row", lambda: _parquet_lines(path), lambda: _digest([path]))
     if path.suffix in READERS:
@@ -77,15 +80,8 @@ def rows_of(source: Source) -> Iterator[dict[str, Any]]:
 def numbered_rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a source, each with its line's (or its own) number. Raises RequestError as ``rows_of`` does."""
     for number, line in enumerate(source.lines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise RequestError(f"Malformed JSON in {source.label} at {source.unit} {number}: {error}") from None
-        if not isinstance(row, dict):
-            raise RequestError(f"{source.label} at {source.unit} {number}: a row must be a JSON object")
-        yield number, row
+        if line.strip():
+            yield number, parse_row(line, f"{source.label} at {source.unit} {number}")
 
 
 def need(module: str) -> Any:
@@ -209,13 +205,24 @@ def _dataset_lines(table: Any, columns: Columns, label: str) -> Iterator[bytes]:
 
 
 def _lines_of(batch: Any, columns: Columns, label: Path | str, before: int) -> Iterator[bytes]:
-    for number, record in enumerate(batch.to_pylist(), start=before + 1):
+    try:
+        records = batch.to_pylist()
+    except ValueError as error:  # nanoseconds, without pandas
+        raise RequestError(f"{label} after row {before} holds what JSON cannot: {_first_line(error)}") from None
+    for number, record in enumerate(records, start=before + 1):
         try:
-            yield orjson.dumps(columns.row(record))
+            yield orjson.dumps(columns.row(record), default=_time)
         except TypeError as error:
             raise RequestError(f"{label} at row {number} holds what JSON cannot: {error}") from None
         except orjson.JSONDecodeError as error:
             raise RequestError(f"Malformed JSON in {label} at row {number}: {error}") from None
+
+
+def _time(value: Any) -> str:
+    """A time of another library's, such as one with nanoseconds, as ISO 8601."""
+    if not hasattr(value, "isoformat"):
+        raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
+    return str(value.isoformat())
 
 
 def _digest(paths: Iterable[Path]) -> str:

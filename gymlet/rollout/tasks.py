@@ -10,6 +10,7 @@ Mistakes in rows are gathered over the whole data set and told once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,14 @@ import orjson
 
 from gymlet.rollout.compact import LineNumbers, TaskCounts
 from gymlet.rollout.metrics import ROLLOUT, TASK
-from gymlet.rollout.places import Places, RowError, Unit
+from gymlet.rollout.places import Places, RowError, Unit, parse_row
 from gymlet.rollout.prompt import fill_prompt, has_input
 
 Json = dict[str, Any]
 MAX_INDEX = 1 << 63
+
+OUTCOME = ("_ng_failure_class", "_ng_failure_terminal", "_ng_no_persist", "_ng_attempt_index")
+"""How a rollout ended that is a row's source: a failures file may be the input of another run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +96,18 @@ class Expander:
             yield f"{self._source}: {self._with_input} have an input already; prompt_config would overwrite it"
 
     def _parse(self, line: bytes, number: int) -> Json:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise RowError(f"Malformed JSON in {self._at(number)}: {error}") from None
-        if not isinstance(row, dict):
-            raise RowError(f"{self._at(number)}: a row must be a JSON object")
+        row = parse_row(line, self._at(number))
+        for name in OUTCOME:
+            row.pop(name, None)
         params = row.get("responses_create_params", {} if self._options.prompt else None)
         if not isinstance(params, dict):
             raise RowError(f"{self._at(number)}: 'responses_create_params' must be an object")
         stamp = row.get(TASK, 0)
         if not isinstance(stamp, int) or isinstance(stamp, bool) or not 0 <= stamp < MAX_INDEX:
             raise RowError(f"{self._at(number)}: '{TASK}' must be a whole number from 0 on, not {stamp!r}")
+        ref = row.get("agent_ref") or {}
+        if not isinstance(ref, dict) or not isinstance(ref.get("name", ""), str | None):
+            raise RowError(f"{self._at(number)}: 'agent_ref' must be an object with the agent's name: {{\"name\": …}}")
         return row
 
     def _at(self, number: int) -> str:
@@ -118,13 +122,14 @@ class Expander:
         first = self._rollouts.add(task, repeats)
         if task % self._options.num_shards != self._options.shard_index:
             return
+        extra = _extra_body(params, self._at(number)) if self._options.add_seed else {}
         for rollout in range(first, first + repeats):
-            shown = _with_seed(params, rollout) if self._options.add_seed else params
+            shown = _with_seed(params, extra, rollout) if self._options.add_seed else params
             yield {**row, "responses_create_params": shown, "agent_ref": agent, TASK: task, ROLLOUT: rollout}
 
     def _agent(self, row: Json, number: int) -> Json:
         ref = row.get("agent_ref")
-        if isinstance(ref, dict) and ref.get("name"):
+        if ref and ref.get("name"):
             agent: Json = ref
         elif self._options.agent_name:
             agent = {"name": self._options.agent_name}
@@ -153,14 +158,22 @@ class Expander:
             fill_prompt(prompt, row, self._at(number))
 
 
-def _with_seed(params: Json, seed: int) -> Json:
-    """The rollout's number as seed, where only the provider reads it."""
+def _extra_body(params: Json, place: str) -> Json:
+    """What only the provider reads, so far. Raises RowError where a seed cannot be put there."""
     metadata = params.get("metadata") or {}
-    extra = metadata.get("extra_body")
-    merged = {**(orjson.loads(extra) if isinstance(extra, str) else extra or {}), "seed": seed}
-    text = (
-        "{"
-        + ", ".join(f"{orjson.dumps(key).decode()}: {orjson.dumps(value).decode()}" for key, value in merged.items())
-        + "}"
-    )
-    return {**params, "metadata": {**metadata, "extra_body": text}}
+    extra = (metadata.get("extra_body") or {}) if isinstance(metadata, dict) else None
+    if isinstance(extra, str):
+        with suppress(orjson.JSONDecodeError):
+            extra = orjson.loads(extra)
+    if not isinstance(extra, dict):
+        raise RowError(
+            f"{place}: 'metadata.extra_body' must hold a JSON object; num_repeats_add_seed puts a seed there"
+        )
+    return extra
+
+
+def _with_seed(params: Json, extra: Json, seed: int) -> Json:
+    """The rollout's number as seed, where only the provider reads it."""
+    entries = ({**extra, "seed": seed}).items()
+    text = ", ".join(f"{orjson.dumps(key).decode()}: {orjson.dumps(value).decode()}" for key, value in entries)
+    return {**params, "metadata": {**(params.get("metadata") or {}), "extra_body": f"{{{text}}}"}}

@@ -16,6 +16,7 @@ import orjson
 from gymlet.rollout.files import scan
 from gymlet.rollout.keys import Key, key_of
 from gymlet.rollout.records import Records
+from gymlet.wire.errors import RequestError
 
 Json = dict[str, Any]
 Again = Literal["soon", "last", "next run"]
@@ -42,8 +43,14 @@ class Task(NamedTuple):
     attempt: int
 
     def row(self) -> Json:
-        """The row as the agent gets it."""
-        row: Json = orjson.loads(self.line)
+        """The row as the agent gets it. Raises RequestError where the file of tasks was damaged."""
+        try:
+            row: Json = orjson.loads(self.line)
+        except orjson.JSONDecodeError as error:
+            raise RequestError(
+                f"the materialized inputs are damaged at task {self.key[0]}, rollout {self.key[1]}: {error}; "
+                "without that file, the same command makes it anew"
+            ) from None
         return {**row, "_ng_attempt_index": self.attempt} if self.attempt else row
 
 

@@ -268,6 +268,7 @@ async def test_rewards_are_given_again(command, write, tmp_path):
     rows = [rollout(index, 0, "A", _ng_timings={"model_s": 2.5}) for index in range(300)]
     rows[7] |= {"reward": 0.0, "extracted_answer": None}
     rows[8] |= {"expected_answer": "B"}
+    rows[10]["_ng_timings"] = "odd"
     write("run.jsonl", rows)
     out, _ = await succeed(command, *REVERIFY)
     assert "verified again: 300, in again.jsonl\nrewards changed: 2 (1 higher, 1 lower)\n" in out
@@ -324,6 +325,8 @@ async def test_an_output_that_is_there_is_not_overwritten(command, write, tmp_pa
     assert "again.jsonl is there already; +overwrite=true replaces it" in err
     await succeed(command, *REVERIFY, "+overwrite=true")
     assert "old" not in read(tmp_path / "again.jsonl")[0]
+    _, err = await succeed(command, *REVERIFY, "+output_jsonl_fpath=run.jsonl", "+overwrite=true", code=2)
+    assert "run.jsonl holds the rollouts that are verified again; name another" in err
 
 
 STATEFUL = '''
@@ -403,7 +406,8 @@ PREPARE = ("ng_prepare_data", "+config_paths=[data.yaml]", "+output_dirpath=prep
 async def test_data_sets_are_put_together(command, write, tmp_path):
     write("one.jsonl", [question(0), question(1, agent_ref={"name": "other"})])
     (tmp_path / "two.jsonl").write_bytes(orjson.dumps(question(2)) + b"\n\n")
-    write("dev.jsonl", [question(3, difficulty=0.5)])
+    odd = {"input": "q3", "temperature": "warm", "tools": 1}  # the provider is to judge it
+    write("dev.jsonl", [question(3, difficulty=0.5, responses_create_params=odd)])
     dataset_config(tmp_path, one=("train", 2), two=("train", 1), dev=("validation", 1))
     out, _ = await succeed(command, *PREPARE, "+mode=train_preparation")
     assert "4 rows for mcqa_simple_agent" in out
@@ -541,10 +545,12 @@ MISTAKES = {
     "nothing given": (("ng_export",), "2 required values are not set (???):\n    input_jsonl_fpath"),
     "an input that is not there": (("ng_export", "+input_jsonl_fpath=runn.jsonl", "+output_fpath=o.parquet"), "'runn.jsonl' is not there; is it spelled correctly? did you mean 'run.jsonl'?"),
     "an unknown form": (("ng_export", "+input_jsonl_fpath=run.jsonl", "+output_fpath=o.xml"), "cannot write '.xml'"),
+    "an output that cannot be written": (("ng_export", "+input_jsonl_fpath=run.jsonl", "+output_fpath=run.jsonl/o.jsonl"), "run.jsonl/o.jsonl cannot be written: "),
     "a damaged input": (("ng_export", "+input_jsonl_fpath=cut.jsonl.gz", "+output_fpath=o.parquet"), "cut.jsonl.gz is damaged or cut off after line"),
     "a slip of the hand": (("ng_reward_profile", "+pass_treshold=0.5", "+materialized_inputs_jsonl_fpath=run.jsonl", "+rollouts_jsonl_fpath=run.jsonl", "+output_jsonl_fpath=o.jsonl"), "the command line: pass_treshold: unknown key; did you mean 'pass_threshold'?"),
     "a threshold that is none": (("ng_reward_profile", "+pass_threshold=high", "+materialized_inputs_jsonl_fpath=run.jsonl", "+rollouts_jsonl_fpath=run.jsonl", "+output_jsonl_fpath=o.jsonl"), "ng_reward_profile.pass_threshold: Expected `float`"),
     "a template without user": (("ng_materialize_prompts", "+input_jsonl_fpath=run.jsonl", "+prompt_config=system.yaml", "+output_jsonl_fpath=o.jsonl"), "system.yaml: prompt_config: needs a 'user' template"),
+    "templates that are none": (("ng_materialize_prompts", "+input_jsonl_fpath=run.jsonl", "+prompt_config=odd.yaml", "+output_jsonl_fpath=o.jsonl"), "odd.yaml: prompt_config: unknown key 'sytem'; did you mean 'system'?"),
     "inputs that are there": (("ng_materialize_prompts", "+input_jsonl_fpath=run.jsonl", "+prompt_config=user.yaml", "+output_jsonl_fpath=o.jsonl"), "the rows at lines 1, 2 have an input already; prompt_config would overwrite it"),
     "no shard": (("ng_aggregate_rollouts", MCQA, "+input_glob=no/*.jsonl", "+output_jsonl_fpath=o.jsonl"), "no file matches input_glob=no/*.jsonl"),
     "an agent that nobody knows": (("ng_aggregate_rollouts", MCQA, "+input_glob=strange.jsonl", "+output_jsonl_fpath=o.jsonl"), "there is no agent 'mcqa_simpel_agent'; did you mean 'mcqa_simple_agent'?"),
@@ -571,6 +577,7 @@ async def test_a_mistake_is_told_without_a_traceback(command, write, tmp_path, w
     write("bad.jsonl", [{"reward": 1}])
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(os.urandom(50_000))[:-9])
     (tmp_path / "system.yaml").write_text("system: x\n")
+    (tmp_path / "odd.yaml").write_text("user: [x]\nsytem: y\n")
     (tmp_path / "user.yaml").write_text("user: x\n")
     dataset_config(tmp_path, gone=("train", 1))
     (tmp_path / "data.yaml").rename(tmp_path / "gone.yaml")

@@ -18,14 +18,14 @@ import numpy
 import orjson
 import pytest
 
-from gymlet.rollout.collect import Job, Run
+from gymlet.rollout.collect import Counts, Job, Run
 from gymlet.rollout.episode import Success
 from gymlet.rollout.executor import LocalExecutor, Node, NodeLost
 from gymlet.rollout.files import RunFiles, repair_tail
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
-from gymlet.wire.errors import ProviderError, RequestError
+from gymlet.wire.errors import AgentError, ProviderError, RequestError
 
 
 @pytest.fixture
@@ -150,8 +150,32 @@ def runs_out():
     raise TimeoutError
 
 
+class Breaks(BaseException):
+    """Its words cannot be had, and it is none of the exceptions that one expects."""
+
+    def __str__(self):
+        raise ValueError
+
+
+def breaks():
+    raise Breaks
+
+
+def says_half_a_character():
+    raise ValueError("\ud83d")
+
+
+def says_what_is_no_json():
+    error = AgentError("odd")
+    error.code, error.status = object(), 10**30
+    raise error
+
+
 MISBEHAVING = {
     "leaves": (exits, "SystemExit: 1"),
+    "breaks while it says why": (breaks, "Breaks"),
+    "says half a character": (says_half_a_character, "ValueError: ?"),
+    "says what is no JSON": (says_what_is_no_json, "odd"),
     "cancels itself": (cancels, "the agent cancelled itself"),
     "has a timeout of its own": (runs_out, "TimeoutError: "),
     "recurses for ever": (recurses, "RecursionError"),
@@ -172,6 +196,18 @@ async def test_whatever_an_agent_does_the_others_go_on(job, behave, words):
     failures = read(job(3).files.failures)
     assert [row["error"]["class"] for row in failures] == ["agent_error"] * 3
     assert words in failures[0]["error"]["message"]
+
+
+async def test_what_an_agent_leaves_in_the_row_does_not_end_the_run(job):
+    async def leaves_no_json(agent, row):
+        if row["x"]:
+            return await right(agent, row)
+        row["found"] = {1, 2}
+        raise ValueError
+
+    counts, _ = await collect(job(2), leaves_no_json)
+    assert (counts.ok, counts.failed) == (1, 1)
+    assert read(job(2).files.failures)[0]["agent_ref"] == {"name": "a"}
 
 
 async def test_numpys_numbers_are_numbers(job):
@@ -320,6 +356,11 @@ async def test_a_run_may_be_gone_on_with_all_the_same(job):
     assert (counts.ok, keys(job(3).files.output)) == (6, ALL)
     counts, _ = await collect(job(2, num_repeats=1, force_resume=True))
     assert (counts.expected, counts.ok) == (2, 2), "rows that are no longer wanted are not counted"
+    with Run(job(2, num_repeats=1)) as run:
+        assert (run.counts, run.remaining) == (Counts(2, 2, 0), 0), "nor by the runs to come"
+        score = run.aggregate({"a": MetricsSpec()})[0]["intervals"]["accuracy"]
+    assert (score["expected"], score["ok"], score["failed"], score["missing"]) == (2, 2, 0, 0), "nor in the scores"
+    assert len(read(job(2).files.output)) == 6, "but they are kept"
 
 
 async def test_a_manifest_that_is_none_is_told(job):
@@ -414,6 +455,41 @@ async def test_a_damaged_end_is_repaired_and_said(job, tail, words, which):
     assert (counts.ok, keys(files.output)) == (3, [(0, 0), (1, 0), (2, 0)])
     assert which == "failures" or any(words in note for note in notes)
     assert [row for row in read(files.output) if row["_ng_task_index"] < 2] == [orjson.loads(row) for row in rows]
+
+
+async def test_the_tasks_are_made_anew_where_their_file_is_gone(job):
+    await collect(job(2))
+    job(2).files.inputs.unlink()
+    counts, _ = await collect(job(2))
+    assert (counts.ok, counts.expected, len(read(job(2).files.inputs))) == (2, 2, 2)
+    job(2).files.inputs.unlink()
+    job(2).files.manifest.unlink()
+    counts, _ = await collect(job(2, resume=True))
+    assert (counts.ok, counts.expected) == (2, 2)
+
+
+async def test_damaged_tasks_are_told(job):
+    job = job(2)
+    with Run(job):
+        pass
+    job.files.inputs.write_bytes(job.files.inputs.read_bytes().replace(b'"x":1,', b'"x":,'))
+    with pytest.raises(RequestError, match=r"damaged at task 1, rollout 0: .*; without that file, the same command"):
+        await collect(job)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("rows.jsonl", "rows.jsonl is the input, and would be written over"),
+        ("folder", "folder is a folder; name a file, such as output_jsonl_fpath=.*folder/rollouts.jsonl"),
+    ],
+)
+def test_overwriting_spares_what_is_no_run(job, tmp_path, output, words):
+    (tmp_path / "folder").mkdir()
+    job = dataclasses.replace(job(2, overwrite=True), files=RunFiles(tmp_path / output))
+    with pytest.raises(RequestError, match=words), Run(job):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "rows.jsonl"]
 
 
 async def test_a_broken_line_in_the_middle_is_named(job):

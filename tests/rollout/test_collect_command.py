@@ -152,6 +152,62 @@ async def test_ctrl_c_twice_stops_now_and_keeps_what_is_committed(gate, collecto
     assert "3 of 20 rollouts" in out
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+async def test_a_signal_while_scores_are_made_says_how_to_go_on(gate, collector, tmp_path, number):
+    os.mkfifo(tmp_path / "out_aggregate_metrics.json.part")  # whoever opens it to write waits for a reader
+    gate.let(20)
+    process = await collector()
+    manifest = tmp_path / "out_manifest.json"
+    await until(lambda: manifest.exists() and orjson.loads(manifest.read_bytes())["ended"] is not None)
+    process.send_signal(number)
+    code, out, err = await end(process)
+    assert (code, rows_of(tmp_path / "out.jsonl")) == (130, 20)
+    assert "20 of 20 rollouts" in out
+    assert "goes on from here:\n  ng_collect_rollouts" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+async def test_a_signal_while_the_data_set_is_read_leaves_nothing_half_done(gate, collector, tmp_path, number):
+    rows = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(rows * 50_000)
+    process = await collector()
+    await until(lambda: list(tmp_path.glob("*.part")))
+    process.send_signal(number)
+    code, _, err = await end(process)
+    assert (code, "Traceback" in err, gate.asked) == (130, False, 0)
+    assert not list(tmp_path.glob("out*"))
+
+
+BLOCKING = """
+import time
+from gymlet.serve.environment import Environment
+
+class Blocking(Environment):
+    async def verify(self, session, row):
+        open("blocked", "w").close()
+        time.sleep(600)
+"""
+
+
+async def test_ctrl_c_twice_stops_what_a_verifier_blocks(gate, collector, tmp_path):
+    folder = tmp_path / "resources_servers" / "blocking"
+    folder.mkdir(parents=True)
+    (folder / "app.py").write_text(BLOCKING)
+    (tmp_path / "blocking.yaml").write_text(
+        "blocking: {resources_servers: {blocking: {entrypoint: app.py}}}\n"
+        "mcqa_simple_agent: {responses_api_agents: {simple_agent: {resources_server: {name: blocking}}}}\n"
+    )
+    gate.let(1)
+    process = await collector(config_paths=f"+config_paths=[{MCQA},{PROVIDER},blocking.yaml]")
+    await until((tmp_path / "blocked").exists)
+    process.send_signal(signal.SIGINT)
+    await asyncio.sleep(0.2)  # two at once would be one
+    process.send_signal(signal.SIGINT)
+    code, _, err = await end(process)
+    assert code == 130
+    assert "goes on from here:\n  ng_collect_rollouts" in err
+
+
 async def test_a_shard_that_there_is_not_is_told(gate, collector):
     code, _, err = await end(await collector("+shard_index=2", "+num_shards=2"))
     assert (code, gate.asked) == (2, 0)
@@ -230,6 +286,14 @@ def test_the_rate_is_of_this_run_and_of_the_last_minute():
 COMMANDS = {
     "what starts afresh is left out": (["+a=1", "+overwrite=true", "overwrite=true"], "ng_collect_rollouts +a=1"),
     "secrets are hidden": (["++policy_api_key=sk-1"], "ng_collect_rollouts '++policy_api_key=****'"),
+    "secrets are hidden in mappings": (
+        ["++a={b: {api_key: sk-1, n: 2}, max_tokens: 3}", '+b={"key": [sk-1, sk-2], url: http://token:8}'],
+        "ng_collect_rollouts '++a={b: {api_key: ****, n: 2}, max_tokens: 3}' '+b={\"key\": ****, url: http://token:8}'",
+    ),
+    "numbers of tokens are no secrets": (
+        ["+responses_create_params.max_output_tokens=512"],
+        "ng_collect_rollouts +responses_create_params.max_output_tokens=512",
+    ),
     "it can be pasted": (["+config_paths=[a,b]"], "ng_collect_rollouts '+config_paths=[a,b]'"),
 }
 
@@ -284,6 +348,28 @@ async def test_a_run_of_a_server_is_gone_on_with_without_it(gate, collector, fre
     code, _, err = await end(await collector("+limit=5", "++policy_model_name=another"))
     assert (code, gate.asked) == (2, 5)
     assert 'config.policy_model.inference_provider.model: was "m", is "another"' in err
+
+
+async def test_a_server_that_is_gone_ends_the_run_and_costs_no_attempts(gate, collector, free_port, tmp_path):
+    server = await served(tmp_path, free_port)
+    try:
+        process = await collector("+num_repeats=10", f"+head_server.port={free_port}", config_paths="")
+        gate.let(3)
+        await until(lambda: rows_of(tmp_path / "out.jsonl") == 3 and gate.asked == 7)
+    finally:
+        server.kill()
+        await server.communicate()
+    code, _, err = await end(process)
+    assert (code, rows_of(tmp_path / "out.jsonl")) == (3, 3)
+    assert "the server is gone: no rollout begins any more" in err
+    assert "the same command tries again what is missing" in err
+    lines = (tmp_path / "out_failures.jsonl").read_bytes().splitlines()
+    attempts = Counter((row["_ng_task_index"], row["_ng_rollout_index"]) for row in map(orjson.loads, lines))
+    assert 4 <= len(attempts) < 50, "those in flight, and the first that found nobody"
+    assert set(attempts.values()) == {1}
+    gate.let(1000)
+    code, _, err = await end(await collector("+num_repeats=10"))
+    assert (code, rows_of(tmp_path / "out.jsonl")) == (0, 200), err
 
 
 async def served(folder, port):

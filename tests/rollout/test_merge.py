@@ -1,6 +1,7 @@
 """Shards that were really collected, put together, are the run that one machine would have made."""
 
 import asyncio
+import dataclasses
 import random
 
 import orjson
@@ -13,7 +14,7 @@ from gymlet.rollout.merge import agents_in, find_shards, merge
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
-from gymlet.wire.errors import ProviderError
+from gymlet.wire.errors import ProviderError, RequestError
 
 ROWS, SHARDS, REPEATS = 23, 3, 4
 SPECS = {"a": MetricsSpec(answer_key="answer"), "b": MetricsSpec()}
@@ -101,3 +102,29 @@ async def test_the_merged_run_can_be_gone_on_with(job, tmp_path):
         await run.collect(LocalExecutor(right, parallel=8), stop=asyncio.Event())
         assert run.counts.ok == len(lines)
     assert set(asked) == lost
+
+
+def begin(job):
+    with Run(job):
+        pass
+
+
+def test_what_lacks_a_shard_is_not_taken_for_the_whole_run(job, tmp_path):
+    for index in range(SHARDS - 1):
+        begin(job(f"run-{index}", index, SHARDS))
+    output = RunFiles(tmp_path / "merged.jsonl")
+    merged = merge(find_shards(f"{tmp_path}/run-*.jsonl", output), output, SPECS, rows=True)
+    assert (merged.missing, merged.complete) == ((SHARDS - 1,), False)
+    with pytest.raises(RequestError, match=f"expansion.num_shards: was {SHARDS}, is 1"), Run(job("merged")):
+        pass
+    with Run(dataclasses.replace(job("merged"), force_resume=True)) as run:
+        assert run.expected == ROWS * REPEATS
+
+
+def test_shards_of_another_number_are_told(job, tmp_path):
+    """0 of 2, 1 of 3 and 2 of 3 lack each second task of shard 0 of 3, and nobody would miss them."""
+    for index, of in ((0, 2), (1, 3), (2, 3)):
+        begin(job(f"run-{index}", index, of))
+    output = RunFiles(tmp_path / "merged.jsonl")
+    with pytest.raises(RequestError, match=r"it differs in:\n +expansion.num_shards: was 2, is 3"):
+        merge(find_shards(f"{tmp_path}/run-*.jsonl", output), output, SPECS, rows=True)

@@ -33,6 +33,11 @@ async def test_without_ray_it_is_told_what_to_install():
         await executor.start()
 
 
+async def test_before_the_cluster_is_joined_there_are_no_limits():
+    """The line that shows how it goes is drawn before; an error would end it for the whole run."""
+    assert await RayExecutor(Service(serve_agents, b"", 1), address="auto", tell=print).limits() == {}
+
+
 class Breaking:
     """Nodes that end as soon as they run one of the rows that break them."""
 

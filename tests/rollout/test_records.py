@@ -10,11 +10,12 @@ import textwrap
 import orjson
 import pytest
 
-from gymlet.rollout.files import RunFiles, StorageError, scan
+from gymlet.rollout.files import RunFiles, scan
 from gymlet.rollout.keys import Attempts
 from gymlet.rollout.records import Appender, Records
 from gymlet.rollout.sync import SYNC_ROWS, Syncer
 from gymlet.rollout.todo import Todo
+from gymlet.rollout.whole_file import StorageError
 from gymlet.wire.errors import RequestError
 
 
@@ -47,6 +48,16 @@ def test_failures_are_counted_until_there_is_a_row(records):
     assert (records.failed, records.given_up) == (1, 1)
 
 
+@pytest.mark.parametrize("index", ["true", "1.5", '"1"', "null", str(2**63)])
+def test_a_key_is_two_whole_numbers(tmp_path, index):
+    path = tmp_path / "run.jsonl"
+    path.write_text(
+        '{"_ng_task_index":0,"_ng_rollout_index":0}\n{"_ng_rollout_index":0,"_ng_task_index":' + index + "}\n"
+    )
+    with pytest.raises(RequestError, match=r"run\.jsonl at line 2 is no row of a run"):
+        list(scan(path))
+
+
 def test_attempts_count_each_key():
     attempts = Attempts()
     assert [attempts.add((0, 0)), attempts.add((0, 0)), attempts.add((5, 7)), attempts.add((0, 0))] == [1, 2, 1, 3]
@@ -58,7 +69,7 @@ def test_what_a_full_disk_refuses_is_not_half_written(tmp_path):
     script = f"""
         import resource
         from pathlib import Path
-        from gymlet.rollout.files import StorageError
+        from gymlet.rollout.whole_file import StorageError
         from gymlet.rollout.records import Appender
 
         path = Path({str(tmp_path / "run.jsonl")!r})

@@ -65,7 +65,7 @@ def test_a_file_that_breaks_leaves_the_old_one(tmp_path):
 
 def test_an_agent_that_nobody_knows_is_told():
     with pytest.raises(RequestError, match="no agent 'c' is known here; there are: a, b"):
-        score_run(SPECS, inputs=[], rows=[row(0, 0, "c")], failures=[])
+        score_run(SPECS, inputs=None, rows=[row(0, 0, "c")], failures=[])
 
 
 @pytest.mark.parametrize("index", ["1", 1.5, True, None, 2**63], ids=str)

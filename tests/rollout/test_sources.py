@@ -183,6 +183,13 @@ def test_what_is_damaged_is_told_with_its_place(tmp_path, name, file, words):
         list(open_source(tmp_path / file).lines())
 
 
+def test_times_with_nanoseconds_are_times(tmp_path):
+    """As pandas writes them."""
+    times = pyarrow.array([1_600_000_000_000_000_001], pyarrow.timestamp("ns"))
+    pyarrow.parquet.write_table(pyarrow.table({"at": times}), tmp_path / "t.parquet")
+    assert list(rows_of(open_source(tmp_path / "t.parquet"))) == [{"at": "2020-09-13T12:26:40.000000001"}]
+
+
 def test_a_parquet_that_is_cut_off(jsonl, tmp_path):
     export(open_source(jsonl(ROWS)), tmp_path / "r.parquet")
     content = (tmp_path / "r.parquet").read_bytes()

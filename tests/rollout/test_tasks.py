@@ -72,6 +72,12 @@ def test_seeds_go_where_only_the_provider_reads_them():
     ]
 
 
+def test_a_failures_file_may_be_the_input():
+    failed = line(_ng_task_index=7, _ng_failure_class="x", _ng_failure_terminal=True, _ng_attempt_index=2)
+    (task,), _ = expand([failed])
+    assert task == {**orjson.loads(line()), "_ng_task_index": 7, "_ng_rollout_index": 0, "agent_ref": {"name": "a"}}
+
+
 def test_repeats_by_agent():
     rows = [line(agent_ref={"name": "alpha"}), line(agent_ref={"name": "beta"})]
     tasks, warnings = expand(rows, num_repeats={"alpha": 3, "_default": 1, "gone": 2})
@@ -93,6 +99,10 @@ MISTAKES = {
     "no object": ([b"[1]"], {}, "rows.jsonl at line 1: a row must be a JSON object"),
     "no parameters": ([b'{"x":1}'], {}, "rows.jsonl at line 1: 'responses_create_params' must be an object"),
     "a stamp that is no index": ([line(_ng_task_index="7")], {}, "rows.jsonl at line 1: '_ng_task_index' must be a whole number from 0 on, not '7'"),
+    "an agent that is none": ([line(agent_ref="a")], {}, "rows.jsonl at line 1: 'agent_ref' must be an object with the agent's name"),
+    "an agent whose name is none": ([line(agent_ref={"name": ["a"]})], {}, "rows.jsonl at line 1: 'agent_ref' must be an object"),
+    "what is nested too deep": ([A, b'{"x":%s%s}' % (b"[" * 300, b"]" * 300)], {}, "rows.jsonl at line 2: lists and objects are nested more than 254 deep"),
+    "no place for a seed": ([b'{"responses_create_params":{"metadata":"x"}}'], {"add_seed": True}, "rows.jsonl at line 1: 'metadata.extra_body' must hold"),
     "no rows": ([b"\n"], {}, "rows.jsonl has no rows"),
     "rows without an agent, all of them": ([A, B], {"agent_name": None}, "the rows at lines 1, 2 name no agent; give one with +agent_name"),
     "agents without repeats, all of them": (
@@ -105,6 +115,8 @@ MISTAKES = {
         {"prompt": {"user": "x"}},
         "the rows at lines 1, 2 have an input already",
     ),
+    "no object for a seed": ([b'{"responses_create_params":{"metadata":{"extra_body":"[1]"}}}'], {"add_seed": True}, "'metadata.extra_body' must hold a JSON object"),
+    "a prompt that a row cannot fill": ([b'{"b":[1]}'], {"prompt": {"user": "{b[x]}"}}, "the prompt cannot be filled (list indices must be"),
     "a prompt's missing field": ([b'{"b":1,"a":2}'], {"prompt": {"user": "{c}"}}, "the prompt needs 'c', and the row's fields are: a, b"),
 }  # fmt: skip
 
