@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,16 @@ CONFIGS = (
 PARALLEL = 16
 REPEATS = 2
 TASKS_A_KILL = 150
-"""So many tasks for each kill that they last: some 270 rollouts are run in a second."""
+"""So many tasks for each kill that they last: 270 rollouts at most are run in a second."""
 
 LIVES_S = 0.8
-"""A kill comes at any moment from well before the first row, while files are read, to so long behind it."""
+"""How long a run goes on, at most, behind its first row."""
+
+START_S = 60.0
+"""A run that has written nothing for so long is killed all the same."""
+
+EARLY = 0.3
+"""The share of kills that may come before the first row, while files are read."""
 
 
 @dataclass
@@ -169,14 +175,14 @@ async def _kill_often(folder: Path, kills: int, first_row_s: float, chance: rand
     while tally.kills < kills:
         size = _size(files.output)
         process = await _collector(folder, files.output.name)
-        try:
-            async with asyncio.timeout(chance.uniform(0.6 * first_row_s, first_row_s + LIVES_S)):
-                _must_end_well(await process.wait())
-                tally.is_over = True
-                return tally
-        except TimeoutError:
-            process.send_signal(signal.SIGKILL)
-            await process.wait()
+        early_s = chance.uniform(0.3, 1.0) * first_row_s if chance.random() < EARLY else None
+        await _live(files.output, size, early_s, chance.uniform(0, LIVES_S))
+        if process.returncode is not None:
+            _must_end_well(process.returncode)
+            tally.is_over = True
+            return tally
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
         tally.kills += 1
         tally.in_a_run += _size(files.output) > size
         what = chance.choice(list(DAMAGES))
@@ -184,6 +190,15 @@ async def _kill_often(folder: Path, kills: int, first_row_s: float, chance: rand
             tally.planted[what] += 1
     _must_end_well(await (await _collector(folder, files.output.name)).wait())
     return tally
+
+
+async def _live(output: Path, size: int, early_s: float | None, lives_s: float) -> None:
+    """Let a run live for ``lives_s`` behind its first row, but not beyond ``early_s``."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(START_S if early_s is None else early_s):
+            while _size(output) <= size:  # noqa: ASYNC110  a file has no event
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(lives_s)
 
 
 def _size(path: Path) -> int:

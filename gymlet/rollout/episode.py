@@ -22,6 +22,9 @@ RunAgent = Callable[[str, Json], Awaitable[Json]]
 
 SCHEMA_VERSION = 1
 STAMPS = (TASK, ROLLOUT, "agent_ref", "_ng_attempt_index")
+MAX_MESSAGE_CHARS = 10_000
+"""An exception may say anything, and is filed once an attempt."""
+
 _ORJSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -147,6 +150,8 @@ def _words(error: BaseException) -> str:
 
 def _plain(value: object) -> object:
     """The value, or its text where JSON has no such value; half a character becomes a question mark."""
+    if isinstance(value, str) and len(value) > MAX_MESSAGE_CHARS:
+        value = f"{value[:MAX_MESSAGE_CHARS]}… ({len(value)} characters)"
     try:
         orjson.dumps(value)
     except TypeError:

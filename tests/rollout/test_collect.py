@@ -161,6 +161,10 @@ def breaks():
     raise Breaks
 
 
+def says_too_much():
+    raise ValueError("x" * 1_000_000)
+
+
 def says_half_a_character():
     raise ValueError("\ud83d")
 
@@ -175,6 +179,7 @@ MISBEHAVING = {
     "leaves": (exits, "SystemExit: 1"),
     "breaks while it says why": (breaks, "Breaks"),
     "says half a character": (says_half_a_character, "ValueError: ?"),
+    "says too much": (says_too_much, "xxx… (1000012 characters)"),
     "says what is no JSON": (says_what_is_no_json, "odd"),
     "cancels itself": (cancels, "the agent cancelled itself"),
     "has a timeout of its own": (runs_out, "TimeoutError: "),
