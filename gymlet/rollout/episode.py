@@ -22,6 +22,9 @@ RunAgent = Callable[[str, Json], Awaitable[Json]]
 
 SCHEMA_VERSION = 1
 STAMPS = (TASK, ROLLOUT, "agent_ref", "_ng_attempt_index")
+CANCEL_S = 1.0
+"""What an agent gets to let go of what it holds, once it is cancelled; then nobody waits for it any more."""
+
 MAX_MESSAGE_CHARS = 10_000
 """An exception may say anything, and is filed once an attempt."""
 
@@ -79,15 +82,21 @@ async def run(task: Json, run_agent: RunAgent, *, timeout_s: float | None = None
 
 
 async def _reply(task: Json, run_agent: RunAgent, timeout_s: float | None) -> Json:
+    """The agent's reply. With a deadline it runs in a task of its own: it might not let itself be cancelled."""
+    replying = run_agent(task["agent_ref"]["name"], task)
     if timeout_s is None:
-        return await run_agent(task["agent_ref"]["name"], task)
+        return await replying
+    own = asyncio.ensure_future(replying)
     try:
-        async with asyncio.timeout(timeout_s) as deadline:
-            return await run_agent(task["agent_ref"]["name"], task)
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
-        raise GymletError(f"not ended after {timeout_s:g} s", failure_class="timeout") from error
+        await asyncio.wait({own}, timeout=timeout_s)
+        if own.done():
+            return own.result()
+        raise GymletError(f"not ended after {timeout_s:g} s", failure_class="timeout")
+    finally:
+        if not own.done():
+            own.cancel()
+            await asyncio.wait({own}, timeout=CANCEL_S)
+            own.add_done_callback(lambda late: late.cancelled() or late.exception())
 
 
 def _is_being_cancelled() -> bool:
