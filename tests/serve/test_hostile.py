@@ -118,6 +118,20 @@ async def test_bytes_that_are_not_compressed_as_they_say_fail_in_band(gymlet, se
     assert (await server.post("/v1/responses", {"input": "hi"}))[0] == 502
 
 
+@pytest.mark.parametrize("asked", [b"1\x01", b"\x7f", b"\xff", b"1" * 5000], ids=["control", "delete", "no text", "long"])
+async def test_a_retry_after_that_is_no_header_is_not_passed_on(gymlet, serve, caplog, asked):
+    async def completions(request):
+        await request.read()
+        request.transport.write(b"HTTP/1.1 429 No\r\nRetry-After: " + asked + b"\r\nContent-Length: 0\r\n\r\n")
+        await asyncio.sleep(0.5)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", completions)
+    status, headers, _ = await (await gymlet((await serve(app)).url)).post("/v1/responses", SSE)
+    assert (status, headers.get("Retry-After")) == (429, None)
+    assert not caplog.records
+
+
 WHOLE = orjson.dumps({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]})
 
 
