@@ -11,6 +11,7 @@ UNSET = "???"
 MIN_SECRET_CHARS = 6
 """A shorter value is hidden under its own key only: replacing it everywhere would tear up ordinary words."""
 
+_IN_QUERY = re.compile(r"[?&]([^=&#]+)=([^&#]+)")
 _NAMES = re.compile(r"key|token|secret|password|authorization|cookie", re.IGNORECASE)
 
 
@@ -32,8 +33,14 @@ def secret_values(tree: Any, *, secret: bool = False) -> Iterator[str]:
     elif isinstance(tree, dict):
         for key, value in tree.items():
             yield from secret_values(value, secret=names_secret(str(key)))
-    elif secret and isinstance(tree, str) and len(tree) >= MIN_SECRET_CHARS:
-        yield tree
+    elif isinstance(tree, str):
+        found = [tree] if secret else secrets_in_url(tree)
+        yield from (value for value in found if len(value) >= MIN_SECRET_CHARS)
+
+
+def secrets_in_url(url: str) -> list[str]:
+    """The secrets in its query; none where it is no URL."""
+    return [value for name, value in _IN_QUERY.findall(url) if names_secret(name)] if "://" in url else []
 
 
 def _hide(node: Any, secrets: list[str], *, secret: bool = False) -> Any:

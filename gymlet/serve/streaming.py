@@ -172,6 +172,6 @@ class Intake:
         body = b"".join(self._pieces).removeprefix(BOM).strip()
         if body.startswith(b"{"):
             return self._reply.feed_body(body)
-        words = error_message(body[:MAX_PAGE_CHARS].decode("utf-8", "replace"))[:MAX_WORDS]
+        words = self._reply.redact(error_message(body[:MAX_PAGE_CHARS].decode("utf-8", "replace")))[:MAX_WORDS]
         kind = self._answer.content_type
         return self._reply.fail(ProviderError(f"the provider sent {kind} instead of a reply: {words!r}"))

@@ -118,6 +118,7 @@ class Upstream:
             result = await consume(answer)
             outcome = answer.outcome
         except ProviderError as error:
+            error.hide(self.provider.redact)
             self._classify(error)
             outcome, wait_s = _outcome(error), error.wait_s or 0.0
             raise

@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 from yarl import URL
 
 from gymlet.config.problems import ConfigError, Problem
-from gymlet.config.secrets import HIDDEN, MIN_SECRET_CHARS, names_secret
+from gymlet.config.secrets import HIDDEN, MIN_SECRET_CHARS, names_secret, secrets_in_url
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Provider:
     @cached_property
     def _secrets(self) -> tuple[str, ...]:
         keys = {each.api_key for each in self.endpoints}
+        keys |= {secret for each in self.endpoints for secret in secrets_in_url(each.base_url)}
         keys |= {value for name, value in self.headers.items() if names_secret(name)}
         keys |= {URL(proxy).password or "" for proxy in getproxies().values()}
         keys |= {self.proxy_auth[1]} if self.proxy_auth else set()

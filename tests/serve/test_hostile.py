@@ -191,6 +191,40 @@ async def test_the_query_of_a_base_url_stays_and_is_not_shown(serve, gymlet, fre
     assert "hidden" not in answer["error"]["message"]
 
 
+CUT = {
+    "an error": (400, "application/json", orjson.dumps({"error": {"message": "x" * 1985 + " " + KEY}})),
+    "an error with a good status": (200, "application/json", orjson.dumps({"error": "x" * 1985 + " " + KEY})),
+    "an error in a stream": (200, "text/event-stream", b'data: {"error": "%s %b"}\n\n' % (b"x" * 1985, KEY.encode())),
+    "a page": (200, "text/html", b"<p>" + b"x" * 185 + KEY.encode()),
+    "no JSON": (200, "text/event-stream", b"data: " + b"x" * 185 + KEY.encode() + b"\n\n"),
+}
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize(("status", "kind", "body"), CUT.values(), ids=CUT)
+async def test_half_a_key_is_hidden_too(serve_bytes, gymlet, status, kind, body, streamed):
+    provider = await serve_bytes([body], status=status, content_type=kind)
+    _, _, raw = await (await gymlet(provider.url)).post("/v1/responses", {"input": "hi", "stream": streamed})
+    assert b"xxx" in raw
+    assert KEY[:6].encode() not in raw
+
+
+async def test_what_is_no_http_is_told_without_the_key(gymlet):
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\n{KEY}\r\n\r\n".encode())
+        writer.close()
+
+    provider = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{provider.sockets[0].getsockname()[1]}"
+    async with provider:
+        server = await gymlet(url, "m", f"{OPTIONS}base_url='{url}/v1?code=hidden'")
+        status, answer = await server.post_json("/v1/responses", {"input": "hi"})
+    assert (status, "did not answer in HTTP" in answer["error"]["message"]) == (502, True)
+    assert KEY not in str(answer)
+    assert "hidden" not in str(answer)
+
+
 async def test_the_chat_door_sends_reasoning_back_as_the_provider_wants_it(provider, gymlet):
     call = {"id": "call_0123456789", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [

@@ -317,6 +317,32 @@ async def test_a_proxy_and_headers_of_ones_own(serve, gymlet):
     assert headers["Proxy-Authorization"].startswith("Basic ")
 
 
+PROXIES = {
+    "is silent": (b"", 504, "did not accept a connection in 0.3 s (connect_timeout_s) (tried 2 times)"),
+    "wants a password": (b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n", 502, "its proxy answered 407: Who"),
+    "passes": (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", 502, "answered 503: Busy (tried 2 times)"),
+}
+
+
+@pytest.mark.parametrize(("says", "status", "words"), PROXIES.values(), ids=PROXIES)
+async def test_a_proxy_that_does_not_let_through_is_told_from_the_provider(gymlet, says, status, words):
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(says)
+        await reader.read()
+        writer.close()
+
+    proxy = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    options = (f"proxy='{url}'", "connect_timeout_s=0.3", "max_retries=1", "retry_base_s=0.01")
+    async with proxy:
+        server = await gymlet("https://provider.invalid", "m", *(OPTIONS + each for each in options))
+        async with asyncio.timeout(5):
+            found, _, answer = await ask(server)
+    assert found == status
+    assert answer["error"]["message"].endswith(words)
+
+
 def test_the_proxy_of_the_environment_is_taken_but_not_for_this_machine(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "inside.example")
@@ -384,12 +410,13 @@ def test_a_bundle_of_ones_own_is_trusted(tmp_path):
 
 def test_a_provider_shows_no_secret():
     provider = Provider(
-        (Endpoint("https://x/v1", "sk-endpoint-0123"),),
+        (Endpoint("https://x/v1?api-version=2026-01-01&subscription-key=sk-query-0123", "sk-endpoint-0123"),),
         headers={"X-Api-Key": "sk-header-0123", "X-Title": "gymlet"},
         proxy_auth=("me", "pw-proxy-0123"),
     )
     assert not {"sk-endpoint-0123", "sk-header-0123", "pw-proxy-0123"} & set(repr(provider).replace("'", " ").split())
-    assert provider.redact("sk-endpoint-0123 sk-header-0123 pw-proxy-0123 gymlet") == "**** **** **** gymlet"
+    told = "sk-endpoint-0123 sk-header-0123 pw-proxy-0123 sk-query-0123 gymlet 2026-01-01"
+    assert provider.redact(told) == "**** **** **** **** gymlet 2026-01-01"
 
 
 WRONG = {
