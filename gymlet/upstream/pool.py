@@ -27,6 +27,10 @@ DOWN_CHECK_S = 1.0
 """How often those who wait are looked through while no endpoint works."""
 
 
+FEW = 1000
+"""So many who wait no more are not worth looking for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a call wants.
@@ -102,6 +106,7 @@ class Pool:
         decided += self._refuse_late(now)
         decided += self._refuse_down(now)
         self.queued -= len(decided)
+        self._sweep()
         return decided
 
     def next_at(self, now: float) -> float | None:
@@ -208,6 +213,16 @@ class Pool:
             if now >= max(waiting.since, self._down_since) + waiting.ask.down_wait_s:
                 waiting.refusal = "down"
                 yield waiting
+
+    def _sweep(self) -> None:
+        """Forget those behind the first in line who wait no more, once they are the most."""
+        if len(self._deadlines) <= 2 * self.queued + FEW:
+            return
+        self._deadlines = [each for each in self._deadlines if not each[1].decided]
+        heapq.heapify(self._deadlines)
+        for queue in (self._anywhere, *self._bound):
+            queue[:] = [each for each in queue if not each.decided]
+            heapq.heapify(queue)
 
     def _all_waiting(self) -> Iterable[Waiting]:
         return (each for queue in (self._anywhere, *self._bound) for each in queue if not each.decided)

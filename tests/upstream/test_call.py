@@ -129,6 +129,48 @@ async def test_no_attempt_begins_after_the_time_for_them_is_over(serve_statuses,
     assert time.monotonic() - started < 5
 
 
+@pytest.fixture
+async def serve_slow(serve):
+    """A provider whose nth answer comes after so many seconds, with this status; ``asked``: when."""
+
+    async def start(*answers):
+        left, asked = list(answers), []
+
+        async def completions(request):
+            asked.append(time.monotonic())
+            await request.read()
+            seconds, status = left.pop(0) if left else (0, 200)
+            await asyncio.sleep(seconds)
+            return web.Response(status=status, body=WHOLE, content_type="application/json")
+
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", completions)
+        running = await serve(app)
+        running.asked = asked
+        return running
+
+    return start
+
+
+ONE = (f"{OPTIONS}num_concurrent_requests=1", *QUICK, f"{OPTIONS}max_retry_s=0.4")
+
+
+async def test_the_time_for_attempts_begins_with_the_first_of_them(serve_slow, gymlet):
+    provider = await serve_slow((0.6, 200), (0, 503))
+    server = await gymlet(provider.url, "m", *ONE)
+    answers = await asyncio.gather(*(ask(server) for _ in range(2)))
+    assert [found for found, _, _ in answers] == [200, 200], "the second waited longer for its first"
+    assert len(provider.asked) == 3
+
+
+async def test_no_attempt_waits_in_the_queue_until_it_is_too_late(serve_slow, gymlet):
+    provider = await serve_slow((0, 503), (0.8, 200))
+    server = await gymlet(provider.url, "m", *ONE, f"{OPTIONS}retry_base_s=0.2")
+    answers = await asyncio.gather(*(ask(server) for _ in range(2)))
+    assert sorted(found for found, _, _ in answers) == [200, 503]
+    assert len(provider.asked) == 2
+
+
 def two(first, second, **more):
     options = {"base_url": f"[{first}/v1,{second}/v1]", "api_key": "[sk-first-0123,sk-second-0123]", **more}
     return [f"{OPTIONS}{key}={value}" for key, value in options.items()]

@@ -1,12 +1,13 @@
 """Who may call next, and where: in virtual time."""
 
+import gc
 import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gymlet.upstream.lane import FIRST_REST_S, MAX_FAILURES, Lane, LaneLimits
-from gymlet.upstream.pool import Ask, Pool
+from gymlet.upstream.pool import FEW, Ask, Pool, Waiting
 
 
 def pool(*limits, weights=None, max_queued=100, **options):
@@ -40,6 +41,16 @@ def test_first_come_first_served_and_no_more_than_allowed():
     p.withdraw(waiting[3])
     p.ended(waiting[0].grant, "ok", 1.0)
     assert (p.queued, go(p, 1.0)) == (0, [])
+
+
+def test_who_waits_no_more_is_forgotten_behind_one_who_does():
+    p = pool(1)
+    take(p)
+    p.ask(Ask(wait_s=3600), 0.0)
+    for _ in range(5 * FEW):
+        p.withdraw(p.ask(Ask(wait_s=3600), 0.0))
+        assert go(p) == []
+    assert sum(isinstance(each, Waiting) for each in gc.get_objects()) <= FEW + 10
 
 
 def test_a_call_that_is_tried_again_keeps_its_place():
