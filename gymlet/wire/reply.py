@@ -192,7 +192,10 @@ class Reply:
         try:
             found = self._reader.feed(payload)
         except MISSHAPEN:
-            found, failure = [], StreamError(f"the provider sent a chunk that is no chat completion: {self._start(data)}")
+            found, failure = (
+                [],
+                StreamError(f"the provider sent a chunk that is no chat completion: {self._start(data)}"),
+            )
         failure = self._reader.failure or failure
         if failure is None:
             deltas += found
@@ -229,4 +232,3 @@ class Reply:
 
 def _unwritable() -> StreamError:
     return StreamError("the provider sent what cannot be passed on, such as JSON that is nested too deeply")
-

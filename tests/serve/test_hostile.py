@@ -118,7 +118,9 @@ async def test_bytes_that_are_not_compressed_as_they_say_fail_in_band(gymlet, se
     assert (await server.post("/v1/responses", {"input": "hi"}))[0] == 502
 
 
-@pytest.mark.parametrize("asked", [b"1\x01", b"\x7f", b"\xff", b"1" * 5000], ids=["control", "delete", "no text", "long"])
+@pytest.mark.parametrize(
+    "asked", [b"1\x01", b"\x7f", b"\xff", b"1" * 5000], ids=["control", "delete", "no text", "long"]
+)
 async def test_a_retry_after_that_is_no_header_is_not_passed_on(gymlet, serve, caplog, asked):
     async def completions(request):
         await request.read()
