@@ -3,6 +3,7 @@
 import gc
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -205,6 +206,14 @@ def test_tokens_a_minute_are_kept_to_and_corrected():
     assert go(p, 1.0) == [(1, 0)]
     p.ask(Ask(tokens=10), 2.0)
     assert go(p, 2.0) == [(2, 0)]
+
+
+def test_a_count_of_tokens_that_cannot_be_does_no_lasting_harm():
+    p = pool(100, tokens_per_minute=1000)
+    p.ended(take(p, tokens=10), "ok", 0.0, tokens=-(10**15))
+    assert [bool(take(p, tokens=900)) for _ in range(2)] == [True, False], "one of them in a minute"
+    p.ended(take(p, 61.0, tokens=10), "ok", 61.0, tokens=10**15)
+    assert [bool(take(p, 122.0, tokens=10)) for _ in range(3)] == [True] * 3
 
 
 steps = st.lists(
