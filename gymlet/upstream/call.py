@@ -154,7 +154,8 @@ class Upstream:
         pause_s = 0.0 if elsewhere else self._backoff_s(call.attempts)
         asked_s = 0.0 if elsewhere else error.wait_s or 0.0
         late = max(pause_s, asked_s) > call.left_s(options.max_retry_s, asyncio.get_running_loop().time())
-        if not error.transient or call.attempts > options.max_retries or late or self._closed_by:
+        hopeless = not error.transient and not (elsewhere and error.failure_class == "provider_quota_exhausted")
+        if hopeless or call.attempts > options.max_retries or late or self._closed_by:
             raise call.told(error)
         call.last_error = error
         self.retries += 1

@@ -236,6 +236,6 @@ def _head(queue: list[Waiting]) -> Waiting | None:
 
 
 def _affinity(session: str, lane: Lane) -> float:
-    digest = hashlib.blake2b(f"{session}\0{lane.name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{session}\0{lane.index}\0{lane.name}".encode(), digest_size=8).digest()
     share = (int.from_bytes(digest) + 1) / (2**64 + 1)
     return -lane.weight / math.log(share)

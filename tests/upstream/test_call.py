@@ -212,6 +212,24 @@ async def test_calls_of_a_session_go_to_one_endpoint(serve_statuses, gymlet):
     assert min(counts) > 0
 
 
+async def test_sessions_are_spread_over_the_keys_of_one_endpoint(serve_statuses, gymlet):
+    provider = await serve_statuses()
+    server = await gymlet("", "m", *QUICK, *two(provider.url, provider.url))
+    for name in "abcdefgh":
+        await ask(server, prompt_cache_key=name)
+    assert len({key for _, key, _ in provider.asked}) == 2
+
+
+async def test_another_key_answers_for_one_whose_quota_is_spent(serve_statuses, gymlet):
+    spent, good = await serve_statuses(*[(429, {"Retry-After": "86400"})] * 99), await serve_statuses()
+    server = await gymlet("", "m", *QUICK, *two(spent.url, good.url))
+    assert [(await ask(server))[0] for _ in range(6)] == [200] * 6
+    assert len(spent.asked) > 0
+    server = await gymlet("", "m", *QUICK, *two(spent.url, spent.url))
+    found, headers, _ = await ask(server)
+    assert (found, headers["x-gymlet-failure-class"]) == (429, "provider_quota_exhausted")
+
+
 async def test_a_connection_that_the_provider_closed_meanwhile_is_not_a_failure(gymlet):
     """Answers well, says keep-alive, and closes as soon as the next request comes."""
     served = []
