@@ -156,6 +156,17 @@ async def test_a_body_without_end_is_not_kept(serve_raw, gymlet, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
+async def test_a_stream_without_end_is_ended(serve_raw, gymlet, monkeypatch, path):
+    monkeypatch.setattr("gymlet.serve.streaming.MAX_STREAM_BYTES", 100_000)
+    provider = await serve_raw(*(text("so much"), *(text("x" * 1000),) * 1000), linger_s=10)
+    async with asyncio.timeout(5):
+        status, _, raw = await (await gymlet(provider.url)).post(path, {"input": "hi", "messages": [], "stream": True})
+    assert (status, raw.endswith(b"data: [DONE]\n\n")) == (200, True)
+    assert b"so much" in raw
+    assert b"more than 100000 bytes" in raw
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
 async def test_an_error_of_ours_ends_a_stream_in_band(serve_raw, gymlet, monkeypatch, path):
     def broken(*_args, **_options):
         raise ZeroDivisionError
