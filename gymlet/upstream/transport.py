@@ -100,6 +100,7 @@ class Answer:
         self._options = options
         self._first = b""
         self._begun = False
+        self._packed = "Content-Encoding" in response.headers
         self.outcome: Outcome = "ok"
         self.tokens: int | None = None
 
@@ -140,6 +141,8 @@ class Answer:
         """The next bytes as they came; b"" at the end. Raises StreamError when the connection breaks or is silent."""
         if self._first:
             return self.read_now()
+        if self._packed:  # what is unpacked piece by piece is always there, and others have their turn too
+            await asyncio.sleep(0)
         try:
             piece = await self._content.readany()
         except BROKEN as error:

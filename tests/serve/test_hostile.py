@@ -1,6 +1,7 @@
 """Providers that misbehave on a real socket, and clients that send what cannot be read."""
 
 import asyncio
+import gzip
 
 import orjson
 import pytest
@@ -153,6 +154,18 @@ async def test_a_body_without_end_is_not_kept(serve_raw, gymlet, monkeypatch):
     status, answer = await (await gymlet(provider.url)).post_json("/v1/responses", {"input": "hi"})
     assert status == 502
     assert "more than 100000 bytes" in answer["error"]["message"]
+
+
+async def test_a_small_stream_that_unpacks_to_a_large_one_holds_nobody_up(serve_raw, gymlet):
+    packed = gzip.compress((b": " + b"x" * 1000 + b"\n\n") * 100_000 + text("so much") + end(), 1)
+    server = await gymlet((await serve_raw(packed, **{"Content-Encoding": "gzip"})).url)
+    large = asyncio.create_task(server.post("/v1/responses", SSE))
+    while (await server.get_json("/policy_model/limits"))[1]["sent"] == 0:
+        await asyncio.sleep(0)
+    for _ in range(5):
+        assert (await server.get_json("/health"))[0] == 200
+    assert not large.done()
+    assert b'"status":"completed"' in (await large)[2]
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
