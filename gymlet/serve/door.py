@@ -30,6 +30,9 @@ BACKLOG = 65535
 """Connections that wait to be accepted; the system cuts it to what it allows (net.core.somaxconn)."""
 
 KEEP_ALIVE_S = 75.0
+TAKE_S = 900.0
+"""For so long a client may take nothing of what is ready for it; one that is gone without a word is given as long."""
+
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 128
 BODY_TIMEOUTS = 10
@@ -55,6 +58,9 @@ class Connection(web.RequestHandler):
         """The first head is due."""
         super().connection_made(transport)
         self._door.heads.begin(self)
+        sock = transport.get_extra_info("socket")
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # of Linux; elsewhere it waits as long as the system does
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TAKE_S * 1000))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Nothing is due any more."""

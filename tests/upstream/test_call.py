@@ -413,6 +413,25 @@ def test_the_proxy_of_the_environment_is_taken_but_not_for_this_machine(monkeypa
     assert list(proxies.values()) == ["http://proxy.example:3128", None, None]
 
 
+ENVIRONMENTS = {
+    "a URL": ("http://me:pw@proxy.example:3128", "http://me:pw@proxy.example:3128"),
+    "a host and a port": ("proxy.example:3128", "http://proxy.example:3128"),
+    "without a scheme": ("//proxy.example:3128", "http://proxy.example:3128"),
+    "nothing": ("", None),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_the_proxy_of_the_environment_is_read_as_others_read_it(monkeypatch, given, expected):
+    monkeypatch.setenv("https_proxy", given)
+    endpoint = Endpoint("https://api.example/v1")
+    assert Provider((endpoint,)).proxy_for(endpoint) == expected
+    monkeypatch.setenv("https_proxy", "socks5://me:secret@proxy.example:1080")
+    with pytest.raises(ConfigError, match="https_proxy is of socks5") as caught:
+        Provider((endpoint,)).proxy_for(endpoint)
+    assert "secret" not in str(caught.value)
+
+
 async def test_an_interrupt_ends_calls_wherever_they_are(serve, gymlet):
     async def completions(request):
         body = orjson.loads(await request.read())
