@@ -100,8 +100,8 @@ class ResponseWriter:
     """Feed deltas, get the bytes of events. Owns the response: nothing else changes it.
 
     ``envelope`` is the response object without output (see request.envelope); ``new_id(prefix)`` mints item ids;
-    ``now()`` is the time in whole seconds; ``keep`` is called once the response has ended, before anyone sees it, unless it
-    failed and none of it was shown.
+    ``now()`` is the time in whole seconds; ``keep`` is called once the response has ended, before anyone sees it,
+    unless it failed and none of it was shown.
     """
 
     def __init__(
