@@ -108,7 +108,7 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """A refused head as JSON; the log is not the place for what strangers send."""
-        if not isinstance(exc, HttpProcessingError | UnicodeEncodeError):
+        if not isinstance(exc, HttpProcessingError | UnicodeEncodeError | ConnectionError):
             return super().handle_error(request, status, exc, message)
         error = _refused_head(exc)
         log.debug("refused a request: %s", error.message)
@@ -246,7 +246,9 @@ def listen_often(host: str, port: int, count: int) -> list[socket.socket]:
     return [listen(host, port, together=True) for _ in range(count)]
 
 
-def _refused_head(error: HttpProcessingError | UnicodeEncodeError) -> UnreadableRequestError:
+def _refused_head(error: HttpProcessingError | UnicodeEncodeError | ConnectionError) -> UnreadableRequestError:
+    if isinstance(error, ConnectionError):  # met by aiohttp when it answers an Expect
+        return UnreadableRequestError("the client has left")
     if isinstance(error, UnicodeEncodeError):  # of an unknown Expect, which aiohttp wants to repeat
         return UnreadableRequestError("the request cannot be read: a header is no text")
     if isinstance(error, LineTooLong):

@@ -116,6 +116,17 @@ async def test_a_header_that_is_no_text_is_answered_in_json(provider, gymlet, ca
     assert not caplog.records
 
 
+async def test_who_leaves_before_he_may_continue_fills_no_log(provider, gymlet, caplog):
+    server = await gymlet(provider.url)
+    for _ in range(20):
+        _, writer = await connect(server)
+        writer.write(HEAD + b"Expect: 100-continue\r\n" + LENGTH)
+        writer.write_eof()
+        await asyncio.sleep(0.01)
+        writer.transport.abort()
+    assert not caplog.records
+
+
 TOO_LARGE = {
     "a long header": HEAD + b"X: " + b"x" * 9000 + b"\r\n",
     "a long name": HEAD + b"x" * 9000 + b": x\r\n",
