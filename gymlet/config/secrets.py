@@ -18,6 +18,7 @@ _ENTRY = re.compile(
     rf"""([{{,]\s*['"]?[\w.-]*(?:{_WORDS})[\w-]*['"]?\s*:\s*)("[^"]*"|'[^']*'|\[[^\]]*\]|[^,}}\]]+)""", re.IGNORECASE
 )
 """An entry of a mapping on the command line, ``{api_key: …}``: what comes before its value, and the value."""
+_IN_QUERY = re.compile(r"[?&]([^=&#]+)=([^&#]+)")
 
 
 def names_secret(key: str) -> bool:
@@ -49,8 +50,14 @@ def secret_values(tree: Any, *, secret: bool = False) -> Iterator[str]:
     elif isinstance(tree, dict):
         for key, value in tree.items():
             yield from secret_values(value, secret=names_secret(str(key)))
-    elif secret and isinstance(tree, str) and len(tree) >= MIN_SECRET_CHARS:
-        yield tree
+    elif isinstance(tree, str):
+        found = [tree] if secret else secrets_in_url(tree)
+        yield from (value for value in found if len(value) >= MIN_SECRET_CHARS)
+
+
+def secrets_in_url(url: str) -> list[str]:
+    """The secrets in its query; none where it is no URL."""
+    return [value for name, value in _IN_QUERY.findall(url) if names_secret(name)] if "://" in url else []
 
 
 def _hide(node: Any, secrets: list[str], *, secret: bool = False) -> Any:

@@ -30,6 +30,9 @@ BACKLOG = 65535
 """Connections that wait to be accepted; the system cuts it to what it allows (net.core.somaxconn)."""
 
 KEEP_ALIVE_S = 75.0
+TAKE_S = 900.0
+"""For so long a client may take nothing of what is ready for it; one that is gone without a word is given as long."""
+
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 128
 BODY_TIMEOUTS = 10
@@ -55,6 +58,9 @@ class Connection(web.RequestHandler):
         """The first head is due."""
         super().connection_made(transport)
         self._door.heads.begin(self)
+        sock = transport.get_extra_info("socket")
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # of Linux; elsewhere it waits as long as the system does
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TAKE_S * 1000))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Nothing is due any more."""
@@ -102,7 +108,7 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """A refused head as JSON; the log is not the place for what strangers send."""
-        if not isinstance(exc, HttpProcessingError):
+        if not isinstance(exc, HttpProcessingError | UnicodeEncodeError | ConnectionError):
             return super().handle_error(request, status, exc, message)
         error = _refused_head(exc)
         log.debug("refused a request: %s", error.message)
@@ -240,7 +246,11 @@ def listen_often(host: str, port: int, count: int) -> list[socket.socket]:
     return [listen(host, port, together=True) for _ in range(count)]
 
 
-def _refused_head(error: HttpProcessingError) -> UnreadableRequestError:
+def _refused_head(error: HttpProcessingError | UnicodeEncodeError | ConnectionError) -> UnreadableRequestError:
+    if isinstance(error, ConnectionError):  # met by aiohttp when it answers an Expect
+        return UnreadableRequestError("the client has left")
+    if isinstance(error, UnicodeEncodeError):  # of an unknown Expect, which aiohttp wants to repeat
+        return UnreadableRequestError("the request cannot be read: a header is no text")
     if isinstance(error, LineTooLong):
         return UnreadableRequestError(
             f"the request line, or a header, has more than {MAX_LINE_BYTES} bytes", status=431

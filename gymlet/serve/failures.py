@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -20,6 +21,7 @@ FAILURE_CLASS_HEADER = "x-gymlet-failure-class"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_HEADER_VALUE = re.compile(r"[ -~]{1,128}")
 _HTTP_CODES = {404: ("not_found", "not_found"), 413: ("invalid_request_error", "request_too_large")}
 
 
@@ -31,7 +33,7 @@ def to_response(error: GymletError) -> web.Response:
     """The reply for an error that happened before the first byte."""
     headers: dict[str, str] = {FAILURE_CLASS_HEADER: error.failure_class}
     retry_after: str | None = getattr(error, "retry_after", None)
-    if retry_after is not None:
+    if retry_after is not None and _HEADER_VALUE.fullmatch(retry_after):
         headers["Retry-After"] = retry_after
     response = json_response(error_body(error), status=error.status, headers=headers)
     if isinstance(error, UnreadableRequestError):
@@ -41,7 +43,13 @@ def to_response(error: GymletError) -> web.Response:
 
 def error_body(error: GymletError) -> Json:
     """The JSON of an error, as OpenAI's clients read it."""
-    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    return _error(error.message, error.type, error.param, error.code)
+
+
+def _error(message: str, kind: str, param: str | None, code: str | None) -> Json:
+    """What a header said may be part of the message, and need not be UTF-8."""
+    message = message.encode("utf-8", "replace").decode()
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def json_response(payload: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -83,5 +91,4 @@ def http_error(request: web.BaseRequest, error: web.HTTPException) -> web.Respon
     kind, code = _HTTP_CODES.get(error.status, ("invalid_request_error", None))
     message = f"{request.method} {request.rel_url.raw_path}: {error.reason}"
     headers = {name: value for name, value in error.headers.items() if name.lower() == "allow"}
-    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    return json_response(body, status=error.status, headers=headers)
+    return json_response(_error(message, kind, None, code), status=error.status, headers=headers)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
+import orjson
 from aiohttp import web
 
 from gymlet.serve.failures import FAILURE_CLASS_HEADER
@@ -75,6 +76,13 @@ class Fellows:
         kept = {key: reply.headers[key] for key in _RETURNED if key in reply.headers}
         return web.Response(body=reply.body, status=reply.status, headers=kept)
 
+    async def get(self, index: int, path: str) -> Any:
+        """The JSON behind ``path`` at a worker. Raises FellowError, also where it refuses: it may be stopping."""
+        reply = await self.ask(index, "GET", path)
+        if reply.status != 200:
+            raise _silent(index)
+        return orjson.loads(reply.body)
+
     async def ask(
         self, index: int, method: str, path: str, *, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> FellowReply:
@@ -85,8 +93,7 @@ class Fellows:
             ) as reply:
                 return FellowReply(reply.status, reply.headers, await reply.read())
         except (aiohttp.ClientError, OSError) as error:
-            message = f"worker {index} of the server, which keeps this in its memory, does not answer"
-            raise FellowError(message) from error
+            raise _silent(index) from error
 
     def _session(self, index: int) -> aiohttp.ClientSession:
         session = self._sessions.get(index)
@@ -99,3 +106,7 @@ class Fellows:
             )
             self._sessions[index] = session
         return session
+
+
+def _silent(index: int) -> FellowError:
+    return FellowError(f"worker {index} of the server, which keeps this in its memory, does not answer")

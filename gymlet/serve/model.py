@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ClassVar, NamedTuple, TypeVar
 
-import orjson
 from aiohttp import web
 
 from gymlet.config.schema import ModelOptions
@@ -236,8 +235,7 @@ class ModelServer:
         for name in references(request):
             index = self._fellows.maker(name)
             if index is not None:
-                reply = await self._fellows.ask(index, "GET", f"/{self.name}/stored/{name}")
-                stored = orjson.loads(reply.body)
+                stored = await self._fellows.get(index, f"/{self.name}/stored/{name}")
                 lent += [Stored.from_json(stored)] if stored is not None else []
         with self._store.lending(lent):
             return door(request, stream)

@@ -13,7 +13,7 @@ from gymlet.rollout.metrics import MetricsSpec
 from gymlet.serve.environment import SESSION_COOKIE, Environment, Session
 from gymlet.serve.failures import FAILURE_CLASS_HEADER
 from gymlet.wire.deltas import Json
-from gymlet.wire.errors import AgentError, EnvironmentFault, FailureClass, GymletError, ProviderError
+from gymlet.wire.errors import AgentError, EnvironmentFault, FailureClass, GymletError, ProviderError, cut
 from gymlet.wire.provider_errors import error_message
 
 
@@ -176,7 +176,7 @@ def _remote_error(response: aiohttp.ClientResponse, body: bytes) -> GymletError:
         told = orjson.loads(body)
     except orjson.JSONDecodeError:
         told = body.decode("utf-8", "replace")
-    message = error_message(told) or f"HTTP {response.status}"
+    message = cut(error_message(told)) or f"HTTP {response.status}"
     error = told.get("error") if isinstance(told, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     status = response.status

@@ -30,6 +30,9 @@ PATIENCE_S = 15.0
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """The longest reply that is read as a whole."""
 
+MAX_STREAM_BYTES = 128 * 1024 * 1024
+"""The longest stream, whose text is kept for its last events: 400,000 tokens, or 50,000 with log probabilities."""
+
 MAX_WORDS = 200
 BOM = b"\xef\xbb\xbf"
 
@@ -183,6 +186,10 @@ class Intake:
         return self._feed(chunk) if chunk else self._end()
 
     def _feed(self, chunk: bytes) -> bytes:
+        self._size += len(chunk)
+        most = MAX_STREAM_BYTES if self._streams else MAX_BODY_BYTES
+        if self._size > most:
+            return self._reply.fail(ProviderError(f"the provider's reply has more than {most} bytes"))
         if self._streams:
             return self._reply.feed(chunk)
         self._pieces.append(chunk)
@@ -190,9 +197,6 @@ class Intake:
             self._streams = self._is_stream(chunk)
             if self._streams:
                 return self._reply.feed(b"".join(self._pieces))
-        self._size += len(chunk)
-        if self._size > MAX_BODY_BYTES:
-            return self._reply.fail(ProviderError(f"the provider's reply has more than {MAX_BODY_BYTES} bytes"))
         return b""
 
     def _is_stream(self, chunk: bytes) -> bool | None:
@@ -208,6 +212,6 @@ class Intake:
         body = b"".join(self._pieces).removeprefix(BOM).strip()
         if body.startswith(b"{"):
             return self._reply.feed_body(body)
-        words = error_message(body[:MAX_PAGE_CHARS].decode("utf-8", "replace"))[:MAX_WORDS]
+        words = self._reply.redact(error_message(body[:MAX_PAGE_CHARS].decode("utf-8", "replace")))[:MAX_WORDS]
         kind = self._answer.content_type
         return self._reply.fail(ProviderError(f"the provider sent {kind} instead of a reply: {words!r}"))

@@ -7,6 +7,7 @@ connection, a reset), and what the provider says will pass (408, 409, 425, 429, 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -70,7 +71,7 @@ class Upstream:
 
         ``session``: calls with the same one go to the same endpoint. Raises ProviderError when the last attempt failed.
         """
-        call = _Call(orjson.dumps(body), session, asyncio.get_running_loop().time())
+        call = _Call(orjson.dumps(body), None if session is None else _digest(session))
         while True:
             permit = await self._permit(call)
             try:
@@ -86,6 +87,7 @@ class Upstream:
     async def _permit(self, call: _Call) -> Permit:
         options, loop = self._options, asyncio.get_running_loop()
         asked_at = loop.time()
+        left_s = call.left_s(options.max_retry_s, asked_at)
         try:
             permit = await self.limiter.acquire(
                 Ask(
@@ -93,16 +95,18 @@ class Upstream:
                     session=call.session,
                     place=call.place,
                     tried=frozenset(call.tried),
-                    wait_s=options.queue_timeout_s,
-                    down_wait_s=max(0.0, options.max_retry_s - (asked_at - call.started)),
+                    wait_s=options.queue_timeout_s if call.started is None else min(options.queue_timeout_s, left_s),
+                    down_wait_s=left_s,
                 )
             )
         except TurnedAway as answer:
             raise self._turned_away(call, answer) from answer
+        now = loop.time()
         call.place = permit.place
+        call.started = now if call.started is None else call.started
         log = CALLS.get()
         if log is not None:
-            log.queued_s += loop.time() - asked_at
+            log.queued_s += now - asked_at
         return permit
 
     async def _attempt(self, permit: Permit, body: bytes, consume: Consume[T]) -> T:
@@ -118,6 +122,7 @@ class Upstream:
             result = await consume(answer)
             outcome = answer.outcome
         except ProviderError as error:
+            error.hide(self.provider.redact)
             self._classify(error)
             outcome, wait_s = _outcome(error), error.wait_s or 0.0
             raise
@@ -148,9 +153,9 @@ class Upstream:
         call.tried.add(permit.lane)
         pause_s = 0.0 if elsewhere else self._backoff_s(call.attempts)
         asked_s = 0.0 if elsewhere else error.wait_s or 0.0
-        elapsed_s = asyncio.get_running_loop().time() - call.started
-        late = elapsed_s + max(pause_s, asked_s) > options.max_retry_s
-        if not error.transient or call.attempts > options.max_retries or late or self._closed_by:
+        late = max(pause_s, asked_s) > call.left_s(options.max_retry_s, asyncio.get_running_loop().time())
+        hopeless = not error.transient and not (elsewhere and error.failure_class == "provider_quota_exhausted")
+        if hopeless or call.attempts > options.max_retries or late or self._closed_by:
             raise call.told(error)
         call.last_error = error
         self.retries += 1
@@ -201,15 +206,19 @@ CLIENT_GRACE_S = 10.0
 
 @dataclass(slots=True)
 class _Call:
-    """A call over all its attempts."""
+    """A call over all its attempts. ``started``: when the first of them began."""
 
     body: bytes
     session: str | None
-    started: float
+    started: float | None = None
     place: int | None = None
     attempts: int = 0
     tried: set[int] = field(default_factory=set)
     last_error: ProviderError | None = None
+
+    def left_s(self, most_s: float, now: float) -> float:
+        """How much is left of so many seconds for all attempts."""
+        return most_s if self.started is None else max(0.0, self.started + most_s - now)
 
     def told(self, error: ProviderError) -> ProviderError:
         """The error that ends it, with how often it was tried."""
@@ -271,6 +280,11 @@ class _Attempt:
             return None
         self._answer.close()
         return self._answer.tokens
+
+
+def _digest(session: str) -> str:
+    """As long for every session: a client chooses its name, and each ask in the queue has it."""
+    return hashlib.blake2b(session.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def _outcome(error: ProviderError) -> Outcome:

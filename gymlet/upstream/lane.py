@@ -227,6 +227,7 @@ class Lane:
         if self._tokens is None or grant.spent is None:
             return
         if tokens is not None:
+            tokens = min(max(0, tokens), self._tokens.most)  # a provider may count wrong
             self._reply_tokens += 0.1 * (max(0.0, tokens - grant.tokens) - self._reply_tokens)
             self._tokens.correct(grant.spent, tokens, now)
         elif outcome in ("throttled", "unreachable", "rejected"):

@@ -118,7 +118,7 @@ class Window:
     """At most ``most`` (requests, or tokens) within any ``span_s``. Owns what was spent in the last span."""
 
     def __init__(self, most: int, span_s: float = MINUTE_S) -> None:
-        self._most = most
+        self.most = most
         self._span_s = span_s
         self._entries: deque[Spent] = deque()
         self._sum = 0.0
@@ -126,7 +126,7 @@ class Window:
     def free_at(self, amount: float, now: float) -> float:
         """When so much may be spent: ``now``, or later. What is more than ``most`` needs an empty window."""
         self._forget(now)
-        over = self._sum + min(amount, self._most) - self._most
+        over = self._sum + min(amount, self.most) - self.most
         at = now
         for entry in self._entries:
             if over <= 0:

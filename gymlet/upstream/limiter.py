@@ -112,17 +112,17 @@ class LocalLimiter:
             return
         now = loop.time()
         for waiting in self._pool.decide(now):
-            wake = self._wakes.pop(waiting.place, None)
+            wake = self._wakes.pop(id(waiting), None)
             if wake is not None and not wake.done():
                 wake.set_result(None)
         self._set_timer(None if self._closed else self._pool.next_at(now))
 
     async def _wait(self, waiting: Waiting, wake: asyncio.Future[None]) -> None:
-        self._wakes[waiting.place] = wake
+        self._wakes[id(waiting)] = wake  # places of a hub that is gone may be given again
         try:
             await wake
         except BaseException:
-            self._wakes.pop(waiting.place, None)
+            self._wakes.pop(id(waiting), None)
             self._pool.withdraw(waiting)
             if waiting.grant is not None:
                 self.ended(waiting.grant, "left")

@@ -27,6 +27,10 @@ DOWN_CHECK_S = 1.0
 """How often those who wait are looked through while no endpoint works."""
 
 
+FEW = 1000
+"""So many who wait no more are not worth looking for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a call wants.
@@ -102,6 +106,7 @@ class Pool:
         decided += self._refuse_late(now)
         decided += self._refuse_down(now)
         self.queued -= len(decided)
+        self._sweep()
         return decided
 
     def next_at(self, now: float) -> float | None:
@@ -209,6 +214,16 @@ class Pool:
                 waiting.refusal = "down"
                 yield waiting
 
+    def _sweep(self) -> None:
+        """Forget those behind the first in line who wait no more, once they are the most."""
+        if len(self._deadlines) <= 2 * self.queued + FEW:
+            return
+        self._deadlines = [each for each in self._deadlines if not each[1].decided]
+        heapq.heapify(self._deadlines)
+        for queue in (self._anywhere, *self._bound):
+            queue[:] = [each for each in queue if not each.decided]
+            heapq.heapify(queue)
+
     def _all_waiting(self) -> Iterable[Waiting]:
         return (each for queue in (self._anywhere, *self._bound) for each in queue if not each.decided)
 
@@ -221,6 +236,6 @@ def _head(queue: list[Waiting]) -> Waiting | None:
 
 
 def _affinity(session: str, lane: Lane) -> float:
-    digest = hashlib.blake2b(f"{session}\0{lane.name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{session}\0{lane.index}\0{lane.name}".encode(), digest_size=8).digest()
     share = (int.from_bytes(digest) + 1) / (2**64 + 1)
     return -lane.weight / math.log(share)

@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 from yarl import URL
 
 from gymlet.config.problems import ConfigError, Problem
-from gymlet.config.secrets import HIDDEN, MIN_SECRET_CHARS, names_secret
+from gymlet.config.secrets import HIDDEN, MIN_SECRET_CHARS, names_secret, secrets_in_url
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,17 @@ class Provider:
         return text
 
     def proxy_for(self, endpoint: Endpoint) -> str | None:
-        """The configured proxy, or the environment's (HTTPS_PROXY, HTTP_PROXY, NO_PROXY); never for this machine."""
+        """The configured proxy, or the environment's (HTTPS_PROXY, HTTP_PROXY, NO_PROXY); never for this machine.
+
+        Raises ConfigError for one of another kind.
+        """
         if self.proxy is not None:
             return self.proxy
         url = URL(endpoint.base_url)
         host = url.host or ""
         if _is_local(host) or proxy_bypass(host):
             return None
-        return getproxies().get(url.scheme)
+        return _proxy_of_environment(url.scheme)
 
     def tls(self) -> ssl.SSLContext | None:
         """The context of a CA bundle of one's own. Raises ConfigError for a file that is none."""
@@ -81,10 +84,24 @@ class Provider:
     @cached_property
     def _secrets(self) -> tuple[str, ...]:
         keys = {each.api_key for each in self.endpoints}
+        keys |= {secret for each in self.endpoints for secret in secrets_in_url(each.base_url)}
         keys |= {value for name, value in self.headers.items() if names_secret(name)}
         keys |= {URL(proxy).password or "" for proxy in getproxies().values()}
         keys |= {self.proxy_auth[1]} if self.proxy_auth else set()
         return tuple(sorted((key for key in keys if len(key) >= MIN_SECRET_CHARS), key=len, reverse=True))
+
+
+def _proxy_of_environment(scheme: str) -> str | None:
+    """As curl reads it: without a scheme, it is one of HTTP. It may hold a password."""
+    given = getproxies().get(scheme)
+    if not given:
+        return None
+    proxy = given if "://" in given else f"http://{given.lstrip('/')}"
+    kind = proxy.partition("://")[0].lower()
+    if kind not in ("http", "https"):
+        message = f"the environment's {scheme}_proxy is of {kind}, and only proxies of HTTP can be used"
+        raise ConfigError([Problem(message, key="proxy")])
+    return proxy
 
 
 def _is_local(host: str) -> bool:

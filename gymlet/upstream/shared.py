@@ -284,9 +284,11 @@ class HubLimiter:
 
     async def to_json(self) -> Json:
         """What may be told of the pool."""
-        _, reply = await self._hub.ask({"op": "show", "pool": self._pool})
-        shown: Json = (await reply)["shown"]
-        return shown
+        while True:
+            _, reply = await self._hub.ask({"op": "show", "pool": self._pool})
+            with suppress(LostError):
+                shown: Json = (await reply)["shown"]
+                return shown
 
     def close(self) -> None:
         """Ask no more: whoever waits, or comes, is turned away."""

@@ -21,7 +21,7 @@ from gymlet.upstream.lane import Outcome
 from gymlet.upstream.provider import Endpoint, Provider
 from gymlet.upstream.waits import asked_wait_s
 from gymlet.wire.errors import GymletError, ProviderError, StreamError
-from gymlet.wire.provider_errors import read_error
+from gymlet.wire.provider_errors import passes, read_error
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class Answer:
         self._options = options
         self._first = b""
         self._begun = False
+        self._packed = "Content-Encoding" in response.headers
         self.outcome: Outcome = "ok"
         self.tokens: int | None = None
 
@@ -142,6 +143,8 @@ class Answer:
         """The next bytes as they came; b"" at the end. Raises StreamError when the connection breaks or is silent."""
         if self._first:
             return self.read_now()
+        if self._packed:  # what is unpacked piece by piece is always there, and others have their turn too
+            await asyncio.sleep(0)
         try:
             piece = await self._content.readany()
         except BROKEN as error:
@@ -209,7 +212,7 @@ class Transport:
         self._session = aiohttp.ClientSession(
             connector=_Connector(limit=0, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=IDLE_CONNECTION_S),
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=options.connect_timeout_s, sock_read=options.first_byte_timeout_s
+                total=None, connect=options.connect_timeout_s, sock_read=options.first_byte_timeout_s
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=READ_CHUNK_BYTES,
@@ -265,6 +268,9 @@ class Transport:
         except aiohttp.ServerTimeoutError as error:
             seconds = self._options.first_byte_timeout_s
             raise timed_out(f"{place} sent nothing for {seconds:g} s (first_byte_timeout_s)") from error
+        except aiohttp.ClientHttpProxyError as error:
+            message = f"{place} cannot be reached: its proxy answered {error.status}: {cause(error)}"
+            raise ProviderError(message, transient=passes(error.status), unreachable=True) from error
         except aiohttp.ClientConnectorError as error:
             message = f"{place} cannot be reached: {cause(error)}"
             raise ProviderError(message, transient=True, unreachable=True) from error
@@ -292,7 +298,6 @@ class Transport:
             wait_s=asked_wait_s(response.status, response.headers, body, now_s=time.time()),
             request_id=response.headers.get(REQUEST_ID),
         )
-        error.hide(self._provider.redact)
         log.info("provider refused: status=%d class=%s", response.status, error.failure_class)
         return error
 
@@ -303,8 +308,9 @@ def timed_out(message: str) -> StreamError:
 
 
 def cause(error: BaseException) -> str:
-    """An exception's words."""
-    return str(error) or type(error).__name__
+    """An exception's words, without the URL, whose query may hold a key."""
+    words = " ".join(error.message.split()) if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    return words or type(error).__name__
 
 
 def _headers(provider: Provider, endpoint: Endpoint) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from gymlet.wire.provider_errors import passes
@@ -67,9 +68,10 @@ def _retry_after(text: str | None, now_s: float) -> float | None:
     if seconds is not None:
         return seconds
     try:
-        return parsedate_to_datetime(text).timestamp() - now_s
+        date = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError):
         return _duration(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_s  # C's asctime names no zone
 
 
 def _resets(told: Mapping[str, str], now_s: float) -> float | None:
@@ -99,9 +101,10 @@ def _duration(text: str) -> float | None:
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text.replace(" ", ""):
         return None
-    return math.fsum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    return seconds if math.isfinite(seconds) else None
 
 
 def _retry_delay(body: bytes) -> float | None:
     found = _RETRY_DELAY.search(body)
-    return float(found[1]) if found else None
+    return _number(found[1].decode()) if found else None

@@ -30,6 +30,15 @@ FailureClass = Literal[
 ]
 
 
+MAX_MESSAGE_CHARS = 2000
+"""Some providers answer with a page of HTML, or echo the whole request."""
+
+
+def cut(message: str) -> str:
+    """As much of a message as is told."""
+    return message if len(message) <= MAX_MESSAGE_CHARS else message[: MAX_MESSAGE_CHARS - 1] + "…"
+
+
 class GymletError(Exception):
     """Any failure that gymlet names. ``str(error)`` is written for the person who reads it."""
 
@@ -61,8 +70,8 @@ class GymletError(Exception):
         self.args = (self.message,)
 
     def hide(self, redact: Callable[[str], str]) -> None:
-        """Take out what nobody may see."""
-        self.message = redact(self.message)
+        """Take out what nobody may see, then what is too long: of half a secret nobody would know what it is."""
+        self.message = cut(redact(self.message))
         self.args = (self.message,)
         self.code = None if self.code is None else redact(self.code)
 

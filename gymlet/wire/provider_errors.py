@@ -12,9 +12,6 @@ import orjson
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import FailureClass, ProviderError, StreamError
 
-MAX_MESSAGE_CHARS = 2000
-"""Some providers answer with a page of HTML, or echo the whole request."""
-
 CONTEXT_OVERFLOW = (
     "context_length_exceeded",
     "exceed_context_size",
@@ -97,11 +94,11 @@ def error_in_reply(payload: Json) -> StreamError:
 
 
 def error_message(payload: object) -> str:
-    """The most telling words in an error of any shape; "" if there are none."""
+    """The most telling words in an error of any shape, not cut yet; "" if there are none."""
     for candidate in _candidates(payload):
         text = " ".join(plain_text(str(candidate)).split())
         if text:
-            return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
+            return text
     return ""
 
 

@@ -15,12 +15,15 @@ import orjson
 from gymlet.wire.chat import ChatReader
 from gymlet.wire.deltas import Delta, Finish, Json
 from gymlet.wire.errors import GymletError, StreamError
+from gymlet.wire.provider_errors import MAX_PAGE_CHARS
 from gymlet.wire.reasoning import Splitter
 from gymlet.wire.shape import TextShape
 from gymlet.wire.sse import SseDecoder, SseEvent
 
 MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError)
 """What reading JSON of another shape than a chat completion's leads to; looking before would slow every chunk down."""
+
+MAX_START_CHARS = 200
 
 UNWRITABLE = (orjson.JSONEncodeError, RecursionError)
 """What writing JSON that is nested too deeply leads to."""
@@ -79,7 +82,7 @@ class Reply:
         self._reader = reader
         self._splitter = splitter
         self._writer = writer
-        self._redact = redact
+        self.redact = redact
         self._done = False
         self._whole = False
         self.said = False
@@ -139,7 +142,7 @@ class Reply:
         """End the reply with ``error``; what was said so far stays said."""
         if self.ended:
             return b""
-        error.hide(self._redact)
+        error.hide(self.redact)
         self.error = error
         self._write(self._splitter.close(None))
         self.ended = True
@@ -183,19 +186,40 @@ class Reply:
         if data.strip() == b"[DONE]":
             self._done = True
             return None
-        payload, failure = _parse(name, data)
+        payload, failure = self._parse(name, data)
         if failure is not None:
             return failure
         try:
             found = self._reader.feed(payload)
         except MISSHAPEN:
-            found, failure = [], StreamError(f"the provider sent a chunk that is no chat completion: {_start(data)}")
+            found, failure = (
+                [],
+                StreamError(f"the provider sent a chunk that is no chat completion: {self._start(data)}"),
+            )
         failure = self._reader.failure or failure
         if failure is None:
             deltas += found
             if not self._whole:
                 self._shape.learn(data, found, steady=self._reader.steady)
         return failure
+
+    def _parse(self, name: str, data: bytes) -> tuple[Json, StreamError | None]:
+        """The event's JSON; an error event, or what is no object, as an error."""
+        try:
+            payload = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            if name not in ("", "error", "message"):
+                return {}, None  # a ping, or whatever else is none of the reply
+            return {}, StreamError(f"the provider sent what is not JSON: {self._start(data)}")
+        if not isinstance(payload, dict):
+            return {"error": payload or "no object"}, None
+        if name == "error" and not payload.get("choices"):
+            return {"error": payload.get("error", payload)}, None
+        return payload, None
+
+    def _start(self, data: bytes) -> str:
+        """The first of what was sent, for a message."""
+        return repr(self.redact(data[:MAX_PAGE_CHARS].decode("utf-8", "replace"))[:MAX_START_CHARS])
 
     def _write(self, deltas: Iterable[Delta]) -> StreamError | None:
         """Give the writer its deltas; why not, if they cannot be written."""
@@ -208,23 +232,3 @@ class Reply:
 
 def _unwritable() -> StreamError:
     return StreamError("the provider sent what cannot be passed on, such as JSON that is nested too deeply")
-
-
-def _parse(name: str, data: bytes) -> tuple[Json, StreamError | None]:
-    """The event's JSON; an error event, or what is no object, as an error."""
-    try:
-        payload = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        if name not in ("", "error", "message"):
-            return {}, None  # a ping, or whatever else is none of the reply
-        return {}, StreamError(f"the provider sent what is not JSON: {_start(data)}")
-    if not isinstance(payload, dict):
-        return {"error": payload or "no object"}, None
-    if name == "error" and not payload.get("choices"):
-        return {"error": payload.get("error", payload)}, None
-    return payload, None
-
-
-def _start(data: bytes) -> str:
-    """The first of what was sent, for a message."""
-    return repr(data[:200].decode("utf-8", "replace"))

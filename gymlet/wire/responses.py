@@ -100,7 +100,8 @@ class ResponseWriter:
     """Feed deltas, get the bytes of events. Owns the response: nothing else changes it.
 
     ``envelope`` is the response object without output (see request.envelope); ``new_id(prefix)`` mints item ids;
-    ``now()`` is the time in whole seconds; ``keep`` is called once the response has ended, before anyone sees it.
+    ``now()`` is the time in whole seconds; ``keep`` is called once the response has ended, before anyone sees it,
+    unless it failed and none of it was shown.
     """
 
     def __init__(
@@ -192,7 +193,8 @@ class ResponseWriter:
         usage = None if self._usage is None else _usage(self._usage)
         self.response = {**self._envelope, **details, "status": status, "output": self._output, "usage": usage}
         self.body = orjson.dumps(self.response)
-        if self._keep:
+        shown = status != "failed" or (self._view.stream and self._output)
+        if self._keep and shown:
             self._keep(self.response, self.body, self._echo)
         self._events.emit(f"response.{status}", {"response": orjson.Fragment(self.body)})
         return self._events.take() + DONE

@@ -218,6 +218,17 @@ def test_keys_in_lists_and_headers_are_hidden():
     }
 
 
+def test_keys_in_urls_are_hidden():
+    tree = {
+        "base_url": "https://x/v1?api-version=2026-01-01&api-key=sk-123456#a",
+        "copy": "sk-123456",
+        "what": "key?key=abcdef",
+    }
+    assert hide_secrets(tree) == {
+        "base_url": "https://x/v1?api-version=2026-01-01&api-key=****#a", "copy": "****", "what": "key?key=abcdef"
+    }  # fmt: skip
+
+
 def test_secrets_are_hidden_wherever_they_turn_up():
     tree = {
         "api_key": "sk-123456",

@@ -233,12 +233,23 @@ async def test_a_reply_without_a_finite_reward_is_a_failure_not_a_0(job, reply):
     assert (counts.ok, counts.failed, read(job(1).files.failures)[0]["error"]["class"]) == (0, 1, "verifier_error")
 
 
-async def test_a_rollout_has_a_deadline(job):
+@pytest.mark.parametrize("cancels", [True, False], ids=["that is cancelled", "that will not be"])
+async def test_a_rollout_has_a_deadline(job, cancels, monkeypatch):
+    monkeypatch.setattr("gymlet.rollout.episode.CANCEL_S", 0.05)
+    over = asyncio.Event()
+
     async def hangs(_agent, _row):
-        await asyncio.sleep(60)
+        while not over.is_set():
+            try:
+                await over.wait()
+            except asyncio.CancelledError:
+                if cancels:
+                    raise
 
     counts, _ = await collect(job(1), hangs, timeout_s=0.05)
-    assert (counts.failed, read(job(1).files.failures)[0]["error"]["class"]) == (1, "timeout")
+    over.set()
+    assert [row["error"]["class"] for row in read(job(1).files.failures)] == ["timeout"] * 3
+    assert counts.failed == 1
 
 
 async def test_an_agent_may_file_or_drop_its_own_rollout(job):

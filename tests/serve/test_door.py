@@ -105,6 +105,28 @@ async def test_a_body_that_goes_wrong_after_its_head_is_refused(provider, gymlet
     assert not caplog.records
 
 
+NO_TEXT = {"an origin": (b"Origin", 403), "an expectation": (b"Expect", 400), "a key": (b"x-api-key", 200)}
+
+
+@pytest.mark.parametrize(("name", "expected"), NO_TEXT.values(), ids=NO_TEXT)
+async def test_a_header_that_is_no_text_is_answered_in_json(provider, gymlet, caplog, name, expected):
+    asked = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + name + b": \xff\xfe\r\n\r\n"
+    status, headers, _ = read(await say(await gymlet(provider.url), asked))
+    assert (status, headers["content-type"]) == (expected, "application/json; charset=utf-8")
+    assert not caplog.records
+
+
+async def test_who_leaves_before_he_may_continue_fills_no_log(provider, gymlet, caplog):
+    server = await gymlet(provider.url)
+    for _ in range(20):
+        _, writer = await connect(server)
+        writer.write(HEAD + b"Expect: 100-continue\r\n" + LENGTH)
+        writer.write_eof()
+        await asyncio.sleep(0.01)
+        writer.transport.abort()
+    assert not caplog.records
+
+
 TOO_LARGE = {
     "a long header": HEAD + b"X: " + b"x" * 9000 + b"\r\n",
     "a long name": HEAD + b"x" * 9000 + b": x\r\n",

@@ -1,7 +1,9 @@
 """What an id says about the worker that made it."""
 
 import pytest
+from aiohttp import web
 
+from gymlet.serve.failures import json_response
 from gymlet.serve.fellows import FellowError, Fellows
 from gymlet.serve.workers import WorkerContext
 
@@ -38,3 +40,19 @@ async def test_a_worker_that_is_gone_is_named(tmp_path):
     with pytest.raises(FellowError, match="worker 1 of the server"):
         await fellows.ask(1, "GET", "/stored/x")
     await fellows.close()
+
+
+async def test_a_worker_that_stops_knows_nothing_any_more(tmp_path):
+    async def refuse(_request):
+        return json_response({"error": {"message": "the server stops"}}, status=503)
+
+    fellows = Fellows(WorkerContext(0, 2, tmp_path))
+    app = web.Application()
+    app.router.add_get("/stored/x", refuse)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(fellows.context.socket_of(1))).start()
+    with pytest.raises(FellowError, match="worker 1 of the server"):
+        await fellows.get(1, "/stored/x")
+    await fellows.close()
+    await runner.cleanup()

@@ -1,6 +1,7 @@
 """Providers that misbehave on a real socket, and clients that send what cannot be read."""
 
 import asyncio
+import gzip
 
 import orjson
 import pytest
@@ -118,6 +119,22 @@ async def test_bytes_that_are_not_compressed_as_they_say_fail_in_band(gymlet, se
     assert (await server.post("/v1/responses", {"input": "hi"}))[0] == 502
 
 
+@pytest.mark.parametrize(
+    "asked", [b"1\x01", b"\x7f", b"\xff", b"1" * 5000], ids=["control", "delete", "no text", "long"]
+)
+async def test_a_retry_after_that_is_no_header_is_not_passed_on(gymlet, serve, caplog, asked):
+    async def completions(request):
+        await request.read()
+        request.transport.write(b"HTTP/1.1 429 No\r\nRetry-After: " + asked + b"\r\nContent-Length: 0\r\n\r\n")
+        await asyncio.sleep(0.5)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", completions)
+    status, headers, _ = await (await gymlet((await serve(app)).url)).post("/v1/responses", SSE)
+    assert (status, headers.get("Retry-After")) == (429, None)
+    assert not caplog.records
+
+
 WHOLE = orjson.dumps({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]})
 
 
@@ -137,6 +154,29 @@ async def test_a_body_without_end_is_not_kept(serve_raw, gymlet, monkeypatch):
     status, answer = await (await gymlet(provider.url)).post_json("/v1/responses", {"input": "hi"})
     assert status == 502
     assert "more than 100000 bytes" in answer["error"]["message"]
+
+
+async def test_a_small_stream_that_unpacks_to_a_large_one_holds_nobody_up(serve_raw, gymlet):
+    packed = gzip.compress((b": " + b"x" * 1000 + b"\n\n") * 100_000 + text("so much") + end(), 1)
+    server = await gymlet((await serve_raw(packed, **{"Content-Encoding": "gzip"})).url)
+    large = asyncio.create_task(server.post("/v1/responses", SSE))
+    while (await server.get_json("/policy_model/limits"))[1]["sent"] == 0:
+        pass
+    for _ in range(5):
+        assert (await server.get_json("/health"))[0] == 200
+    assert not large.done()
+    assert b'"status":"completed"' in (await large)[2]
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
+async def test_a_stream_without_end_is_ended(serve_raw, gymlet, monkeypatch, path):
+    monkeypatch.setattr("gymlet.serve.streaming.MAX_STREAM_BYTES", 100_000)
+    provider = await serve_raw(*(text("so much"), *(text("x" * 1000),) * 1000), linger_s=10)
+    async with asyncio.timeout(5):
+        status, _, raw = await (await gymlet(provider.url)).post(path, {"input": "hi", "messages": [], "stream": True})
+    assert (status, raw.endswith(b"data: [DONE]\n\n")) == (200, True)
+    assert b"so much" in raw
+    assert b"more than 100000 bytes" in raw
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
@@ -175,6 +215,40 @@ async def test_the_query_of_a_base_url_stays_and_is_not_shown(serve, gymlet, fre
     server = await gymlet(url, "m", f"{OPTIONS}base_url='http://127.0.0.1:{free_port}/v1?code=hidden'")
     _, answer = await server.post_json("/v1/responses", {"input": "hi"})
     assert "hidden" not in answer["error"]["message"]
+
+
+CUT = {
+    "an error": (400, "application/json", orjson.dumps({"error": {"message": "x" * 1985 + " " + KEY}})),
+    "an error with a good status": (200, "application/json", orjson.dumps({"error": "x" * 1985 + " " + KEY})),
+    "an error in a stream": (200, "text/event-stream", b'data: {"error": "%s %b"}\n\n' % (b"x" * 1985, KEY.encode())),
+    "a page": (200, "text/html", b"<p>" + b"x" * 185 + KEY.encode()),
+    "no JSON": (200, "text/event-stream", b"data: " + b"x" * 185 + KEY.encode() + b"\n\n"),
+}
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize(("status", "kind", "body"), CUT.values(), ids=CUT)
+async def test_half_a_key_is_hidden_too(serve_bytes, gymlet, status, kind, body, streamed):
+    provider = await serve_bytes([body], status=status, content_type=kind)
+    _, _, raw = await (await gymlet(provider.url)).post("/v1/responses", {"input": "hi", "stream": streamed})
+    assert b"xxx" in raw
+    assert KEY[:6].encode() not in raw
+
+
+async def test_what_is_no_http_is_told_without_the_key(gymlet):
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\n{KEY}\r\n\r\n".encode())
+        writer.close()
+
+    provider = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{provider.sockets[0].getsockname()[1]}"
+    async with provider:
+        server = await gymlet(url, "m", f"{OPTIONS}base_url='{url}/v1?code=hidden'")
+        status, answer = await server.post_json("/v1/responses", {"input": "hi"})
+    assert (status, "did not answer in HTTP" in answer["error"]["message"]) == (502, True)
+    assert KEY not in str(answer)
+    assert "hidden" not in str(answer)
 
 
 async def test_the_chat_door_sends_reasoning_back_as_the_provider_wants_it(provider, gymlet):

@@ -1,6 +1,7 @@
 """A client that leaves ends the provider's work; one that does not read stops it."""
 
 import asyncio
+import socket
 import time
 
 import pytest
@@ -90,6 +91,17 @@ async def test_a_client_that_does_not_read_stops_the_provider(hostile, gymlet, d
     await until(lambda: provider.provider.sent_bytes > stopped_at)
     client.leave()
     await until(lambda: provider.counts.closed_early == 1)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has it")
+async def test_a_client_that_takes_nothing_for_long_is_let_go(hostile, gymlet, monkeypatch):
+    monkeypatch.setattr("gymlet.serve.door.TAKE_S", 0.3)
+    provider = await hostile()
+    client = await connect(await gymlet(provider.url, "flood"))
+    client.transport.pause_reading()
+    client.send(RESPONSES, ask(RESPONSES, "hi", stream=True))
+    await until(lambda: provider.counts.closed_early == 1)
+    client.leave()
 
 
 async def standstill(provider):

@@ -9,6 +9,7 @@ from gymlet.serve.store import Recalled, ResponseStore
 from gymlet.wire.errors import RequestError
 
 URL = "/v1/responses"
+OPTIONS = "++policy_model.responses_api_models.inference_provider."
 
 
 def said(request):
@@ -46,6 +47,18 @@ async def test_what_was_not_stored_is_named(provider, gymlet):
         assert body["error"]["code"] == "previous_response_not_found"
         assert response_id in body["error"]["message"]
     assert len(provider.requests) == 1, "nothing was sent"
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+async def test_an_attempt_that_nobody_saw_takes_nobodys_place(hostile, gymlet, streamed):
+    provider = await hostile()
+    options = ("max_retries=9", "retry_max_s=0.01", "max_stored_responses=2")
+    gym = await gymlet(provider.url, "ok", *(f"{OPTIONS}{option}" for option in options))
+    _, first = await gym.post_json(URL, {"input": "one"})
+    fails = {"metadata": {"extra_body": '{"behaviour": "error-200:503"}'}}
+    status, _, _ = await gym.post(URL, {"input": "two", "stream": streamed, **fails})
+    assert (status, provider.attempts("two")) == (503, 10)
+    assert (await gym.get_json(f"{URL}/{first['id']}"))[0] == 200
 
 
 async def test_a_failed_response_is_not_gone_on_from(serve_bytes, gymlet):

@@ -129,6 +129,48 @@ async def test_no_attempt_begins_after_the_time_for_them_is_over(serve_statuses,
     assert time.monotonic() - started < 5
 
 
+@pytest.fixture
+async def serve_slow(serve):
+    """A provider whose nth answer comes after so many seconds, with this status; ``asked``: when."""
+
+    async def start(*answers):
+        left, asked = list(answers), []
+
+        async def completions(request):
+            asked.append(time.monotonic())
+            await request.read()
+            seconds, status = left.pop(0) if left else (0, 200)
+            await asyncio.sleep(seconds)
+            return web.Response(status=status, body=WHOLE, content_type="application/json")
+
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", completions)
+        running = await serve(app)
+        running.asked = asked
+        return running
+
+    return start
+
+
+ONE = (f"{OPTIONS}num_concurrent_requests=1", *QUICK, f"{OPTIONS}max_retry_s=0.4")
+
+
+async def test_the_time_for_attempts_begins_with_the_first_of_them(serve_slow, gymlet):
+    provider = await serve_slow((0.6, 200), (0, 503))
+    server = await gymlet(provider.url, "m", *ONE)
+    answers = await asyncio.gather(*(ask(server) for _ in range(2)))
+    assert [found for found, _, _ in answers] == [200, 200], "the second waited longer for its first"
+    assert len(provider.asked) == 3
+
+
+async def test_no_attempt_waits_in_the_queue_until_it_is_too_late(serve_slow, gymlet):
+    provider = await serve_slow((0, 503), (0.8, 200))
+    server = await gymlet(provider.url, "m", *ONE, f"{OPTIONS}retry_base_s=0.2")
+    answers = await asyncio.gather(*(ask(server) for _ in range(2)))
+    assert sorted(found for found, _, _ in answers) == [200, 503]
+    assert len(provider.asked) == 2
+
+
 def two(first, second, **more):
     options = {"base_url": f"[{first}/v1,{second}/v1]", "api_key": "[sk-first-0123,sk-second-0123]", **more}
     return [f"{OPTIONS}{key}={value}" for key, value in options.items()]
@@ -168,6 +210,24 @@ async def test_calls_of_a_session_go_to_one_endpoint(serve_statuses, gymlet):
     assert sum(counts) == 24
     assert [count % 3 for count in counts] == [0, 0]
     assert min(counts) > 0
+
+
+async def test_sessions_are_spread_over_the_keys_of_one_endpoint(serve_statuses, gymlet):
+    provider = await serve_statuses()
+    server = await gymlet("", "m", *QUICK, *two(provider.url, provider.url))
+    for name in "abcdefgh":
+        await ask(server, prompt_cache_key=name)
+    assert len({key for _, key, _ in provider.asked}) == 2
+
+
+async def test_another_key_answers_for_one_whose_quota_is_spent(serve_statuses, gymlet):
+    spent, good = await serve_statuses(*[(429, {"Retry-After": "86400"})] * 99), await serve_statuses()
+    server = await gymlet("", "m", *QUICK, *two(spent.url, good.url))
+    assert [(await ask(server))[0] for _ in range(6)] == [200] * 6
+    assert len(spent.asked) > 0
+    server = await gymlet("", "m", *QUICK, *two(spent.url, spent.url))
+    found, headers, _ = await ask(server)
+    assert (found, headers["x-gymlet-failure-class"]) == (429, "provider_quota_exhausted")
 
 
 async def test_a_connection_that_the_provider_closed_meanwhile_is_not_a_failure(gymlet):
@@ -317,6 +377,32 @@ async def test_a_proxy_and_headers_of_ones_own(serve, gymlet):
     assert headers["Proxy-Authorization"].startswith("Basic ")
 
 
+PROXIES = {
+    "is silent": (b"", 504, "did not accept a connection in 0.3 s (connect_timeout_s) (tried 2 times)"),
+    "wants a password": (b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n", 502, "its proxy answered 407: Who"),
+    "passes": (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", 502, "answered 503: Busy (tried 2 times)"),
+}
+
+
+@pytest.mark.parametrize(("says", "status", "words"), PROXIES.values(), ids=PROXIES)
+async def test_a_proxy_that_does_not_let_through_is_told_from_the_provider(gymlet, says, status, words):
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(says)
+        await reader.read()
+        writer.close()
+
+    proxy = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    options = (f"proxy='{url}'", "connect_timeout_s=0.3", "max_retries=1", "retry_base_s=0.01")
+    async with proxy:
+        server = await gymlet("https://provider.invalid", "m", *(OPTIONS + each for each in options))
+        async with asyncio.timeout(5):
+            found, _, answer = await ask(server)
+    assert found == status
+    assert answer["error"]["message"].endswith(words)
+
+
 def test_the_proxy_of_the_environment_is_taken_but_not_for_this_machine(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "inside.example")
@@ -325,6 +411,25 @@ def test_the_proxy_of_the_environment_is_taken_but_not_for_this_machine(monkeypa
         for url in ("https://api.example/v1", "https://inside.example/v1", "https://127.0.0.1:1/v1")
     }
     assert list(proxies.values()) == ["http://proxy.example:3128", None, None]
+
+
+ENVIRONMENTS = {
+    "a URL": ("http://me:pw@proxy.example:3128", "http://me:pw@proxy.example:3128"),
+    "a host and a port": ("proxy.example:3128", "http://proxy.example:3128"),
+    "without a scheme": ("//proxy.example:3128", "http://proxy.example:3128"),
+    "nothing": ("", None),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_the_proxy_of_the_environment_is_read_as_others_read_it(monkeypatch, given, expected):
+    monkeypatch.setenv("https_proxy", given)
+    endpoint = Endpoint("https://api.example/v1")
+    assert Provider((endpoint,)).proxy_for(endpoint) == expected
+    monkeypatch.setenv("https_proxy", "socks5://me:secret@proxy.example:1080")
+    with pytest.raises(ConfigError, match="https_proxy is of socks5") as caught:
+        Provider((endpoint,)).proxy_for(endpoint)
+    assert "secret" not in str(caught.value)
 
 
 async def test_an_interrupt_ends_calls_wherever_they_are(serve, gymlet):
@@ -384,12 +489,13 @@ def test_a_bundle_of_ones_own_is_trusted(tmp_path):
 
 def test_a_provider_shows_no_secret():
     provider = Provider(
-        (Endpoint("https://x/v1", "sk-endpoint-0123"),),
+        (Endpoint("https://x/v1?api-version=2026-01-01&subscription-key=sk-query-0123", "sk-endpoint-0123"),),
         headers={"X-Api-Key": "sk-header-0123", "X-Title": "gymlet"},
         proxy_auth=("me", "pw-proxy-0123"),
     )
     assert not {"sk-endpoint-0123", "sk-header-0123", "pw-proxy-0123"} & set(repr(provider).replace("'", " ").split())
-    assert provider.redact("sk-endpoint-0123 sk-header-0123 pw-proxy-0123 gymlet") == "**** **** **** gymlet"
+    told = "sk-endpoint-0123 sk-header-0123 pw-proxy-0123 sk-query-0123 gymlet 2026-01-01"
+    assert provider.redact(told) == "**** **** **** **** gymlet 2026-01-01"
 
 
 WRONG = {

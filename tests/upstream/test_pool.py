@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gymlet.upstream.lane import FIRST_REST_S, MAX_FAILURES, Lane, LaneLimits
-from gymlet.upstream.pool import Ask, Pool
+from gymlet.upstream.pool import FEW, Ask, Pool
 
 
 def pool(*limits, weights=None, max_queued=100, **options):
@@ -40,6 +40,16 @@ def test_first_come_first_served_and_no_more_than_allowed():
     p.withdraw(waiting[3])
     p.ended(waiting[0].grant, "ok", 1.0)
     assert (p.queued, go(p, 1.0)) == (0, [])
+
+
+def test_who_waits_no_more_is_forgotten_behind_one_who_does():
+    p = pool(1)
+    take(p)
+    p.ask(Ask(wait_s=3600), 0.0)
+    for _ in range(5 * FEW):
+        p.withdraw(p.ask(Ask(wait_s=3600), 0.0))
+        assert go(p) == []
+    assert len(p._deadlines) + len(p._anywhere) <= 2 * (FEW + 2)
 
 
 def test_a_call_that_is_tried_again_keeps_its_place():
@@ -194,6 +204,14 @@ def test_tokens_a_minute_are_kept_to_and_corrected():
     assert go(p, 1.0) == [(1, 0)]
     p.ask(Ask(tokens=10), 2.0)
     assert go(p, 2.0) == [(2, 0)]
+
+
+def test_a_count_of_tokens_that_cannot_be_does_no_lasting_harm():
+    p = pool(100, tokens_per_minute=1000)
+    p.ended(take(p, tokens=10), "ok", 0.0, tokens=-(10**15))
+    assert [bool(take(p, tokens=900)) for _ in range(2)] == [True, False], "one of them in a minute"
+    p.ended(take(p, 61.0, tokens=10), "ok", 61.0, tokens=10**15)
+    assert [bool(take(p, 122.0, tokens=10)) for _ in range(3)] == [True] * 3
 
 
 steps = st.lists(

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from gymlet.config.schema import ModelOptions
+from gymlet.upstream.call import Upstream
 from gymlet.upstream.limiter import TurnedAway
 from gymlet.upstream.pool import Ask
 from gymlet.upstream.provider import Endpoint, Provider
-from gymlet.upstream.shared import Hub, HubLimiters
+from gymlet.upstream.shared import MAX_LINE_BYTES, Hub, HubLimiters
 
 OPTIONS = ModelOptions(model="m", adaptive_concurrency=False)
 PROVIDER = Provider((Endpoint("http://p/v1", "sk-shared-0123"),), num_concurrent_requests=3)
@@ -125,6 +126,34 @@ async def test_who_waits_no_more_leaves_no_trace(socket_path):
         for permit in held:
             permit.end("ok")
         assert (await soon(limiter.to_json()))["in_flight"] == 0
+
+
+async def test_places_that_an_earlier_hub_gave_are_no_harm(socket_path):
+    async with clients(socket_path, 2) as limiters:
+        held = [await soon(limiters[0].acquire(Ask())) for _ in range(3)]
+        new = asyncio.create_task(limiters[0].acquire(Ask()))
+        await soon(limiters[0].to_json())
+        again = asyncio.create_task(limiters[1].acquire(Ask(place=held[-1].place + 1)))
+        await soon(limiters[1].to_json())
+        for permit in held:
+            permit.end("ok")
+        assert (await soon(new)).place == (await soon(again)).place
+
+
+async def test_a_client_names_its_session_as_long_as_it_likes(socket_path, provider):
+    async def consume(answer):
+        return b"".join([piece async for piece in pieces(answer)])
+
+    async def pieces(answer):
+        while piece := await answer.read_some():
+            yield piece
+
+    there = Provider((Endpoint(f"{provider.url}/v1"),))
+    async with Hub().serving(socket_path), HubLimiters.connect(socket_path) as hub:
+        upstream = Upstream(there, OPTIONS, hub.of(there, OPTIONS))
+        body = {"model": "plain", "messages": [{"role": "user", "content": "hi"}]}
+        assert await soon(upstream.call(body, consume, session="x" * (2 * MAX_LINE_BYTES)))
+        await upstream.close()
 
 
 async def test_refusals_come_through(socket_path):

@@ -1,6 +1,7 @@
 """How long providers ask to wait, in all the ways they say it."""
 
 import random
+import time
 
 import pytest
 
@@ -12,6 +13,7 @@ ASKED = {
     "seconds": ({"Retry-After": "7"}, b"", 7.0),
     "a fraction": ({"retry-after": "0.5"}, b"", 0.5),
     "a date": ({"Retry-After": "Mon, 21 Sep 2026 14:13:50 GMT"}, b"", 30.0),
+    "a date in C's form": ({"Retry-After": "Mon Sep 21 14:13:50 2026"}, b"", 30.0),
     "a date gone by": ({"Retry-After": "Mon, 21 Sep 2026 14:00:00 GMT"}, b"", 0.0),
     "a duration": ({"Retry-After": "1m30s"}, b"", 90.0),
     "milliseconds": ({"retry-after-ms": "250"}, b"", 0.25),
@@ -36,10 +38,23 @@ ASKED = {
     "nothing": ({}, b"{}", None),
     "nonsense": ({"Retry-After": "soon", "x-ratelimit-reset": "x5s", "retry-after-ms": "nan"}, b"", None),
     "endless": ({"Retry-After": "inf"}, b"", None),
+    "endless digits": ({"x-ratelimit-reset-requests": "9" * 400 + "s", "Retry-After": "9" * 400}, b"", None),
+    "endless digits of Gemini": ({}, b'{"retryDelay": "%ss"}' % (b"9" * 400), None),
 }  # fmt: skip
 
 
+@pytest.fixture
+def far_from_greenwich(monkeypatch):
+    """Where this machine stands says nothing of a date in HTTP."""
+    with monkeypatch.context() as here:
+        here.setenv("TZ", "UTC+5")
+        time.tzset()
+        yield
+    time.tzset()
+
+
 @pytest.mark.parametrize(("headers", "body", "expected"), ASKED.values(), ids=ASKED)
+@pytest.mark.usefixtures("far_from_greenwich")
 def test_what_a_provider_asks_for(headers, body, expected):
     found = asked_wait_s(429, headers, body, now_s=NOW_S)
     assert found == (expected if expected is None else pytest.approx(expected))

@@ -5,7 +5,8 @@ import time
 import orjson
 import pytest
 
-from gymlet.wire.provider_errors import MAX_MESSAGE_CHARS, read_error
+from gymlet.wire.errors import MAX_MESSAGE_CHARS
+from gymlet.wire.provider_errors import read_error
 
 pytestmark = pytest.mark.pure
 
@@ -38,5 +39,7 @@ def test_the_words_are_found(status, body, words, code):
 @pytest.mark.parametrize("page", [b"<html>" + piece * 200_000 for piece in (b"<script", b"<!--", b"<", b"&lt;")])
 def test_a_hostile_page_costs_no_time(page):
     started = time.process_time()
-    assert len(read_error(502, page).message) <= MAX_MESSAGE_CHARS + 40
+    error = read_error(502, page)
+    error.hide(str)
+    assert len(error.message) <= MAX_MESSAGE_CHARS
     assert time.process_time() - started < 1
