@@ -14,7 +14,7 @@ from gymlet.rollout.merge import agents_in, find_shards, merge
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
-from gymlet.wire.errors import ProviderError, RequestError
+from gymlet.wire.errors import AgentError, RequestError
 
 ROWS, SHARDS, REPEATS = 23, 3, 4
 SPECS = {"a": MetricsSpec(answer_key="answer"), "b": MetricsSpec()}
@@ -47,7 +47,7 @@ async def answer(_agent, row):
     chance = random.Random(f"{row['_ng_task_index']} {row['_ng_rollout_index']}")
     await asyncio.sleep(chance.uniform(0, 0.003))
     if chance.random() < 0.1:
-        raise ProviderError("no")
+        raise AgentError("no")
     return {"reward": float(chance.random() < 0.5), "answer": chance.choice(["A", "B", None])}
 
 
