@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 BACKLOG = 65535
 """Connections that wait to be accepted; the system cuts it to what it allows (net.core.somaxconn)."""
 
+ACCEPTED_A_TURN = 16
+"""uvloop accepts one connection of a socket in a turn of the loop, and a busy turn takes a hundredth of a second."""
+
 KEEP_ALIVE_S = 75.0
 TAKE_S = 900.0
 """For so long a client may take nothing of what is ready for it; one that is gone without a word is given as long."""
@@ -174,8 +177,10 @@ class Door:
         self.bodies: Deadlines[Connection] = Deadlines(head.body_timeout_s, Connection.body_overdue)
 
     async def open(self, sock: socket.socket) -> None:
-        """Accept what comes to ``sock``."""
-        self._listening.append((await self._loop.create_server(self._connection, sock=sock, backlog=BACKLOG), sock))
+        """Accept what comes to ``sock``. Its doubles are the same place to listen, and each is asked once a turn."""
+        for each in (sock, *(sock.dup() for _ in range(ACCEPTED_A_TURN - 1))):
+            server = await self._loop.create_server(self._connection, sock=each, backlog=BACKLOG)
+            self._listening.append((server, each))
 
     def close(self) -> None:
         """Accept nothing more; the connections there are stay."""

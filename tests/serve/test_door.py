@@ -2,11 +2,18 @@
 
 import asyncio
 import logging
+import socket
+from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
 import orjson
 import pytest
+import uvloop
+from aiohttp import web
 from wire.pipeline import end, text
+
+from gymlet.config.schema import HeadServer
+from gymlet.serve.door import listen, open_door
 
 HEAD = b"POST /v1/responses HTTP/1.1\r\nHost: x\r\n"
 LENGTH = b"Content-Length: 2\r\n\r\n{}"
@@ -285,3 +292,21 @@ async def test_the_clients_headers_do_not_reach_the_provider(serve, gymlet):
     ]
     assert "of-the-client" not in "".join(seen)
     assert "br" not in "".join(seen).split("Accept-Encoding: ")[1].split("\r\n")[0]
+
+
+def test_several_are_let_in_in_one_turn_of_the_loop():
+    """A server that is busy has long turns: who is new would wait for as many of them as there are others before."""
+
+    async def turns_until_all_are_in(count):
+        sock = listen("127.0.0.1", 0)
+        async with open_door(web.Application(), [sock], HeadServer()) as door, AsyncExitStack() as stack:
+            for _ in range(count):
+                stack.enter_context(socket.create_connection(sock.getsockname()))
+            turns = 0
+            while len(door._web_server.connections) < count:
+                await asyncio.sleep(0)
+                turns += 1
+            return turns
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(turns_until_all_are_in(96)) <= 96 // 4
