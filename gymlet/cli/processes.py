@@ -13,6 +13,7 @@ from gymlet.cli.console import EXIT_OK, exit_code, note, run_async
 from gymlet.config.compose import Composition
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions
+from gymlet.rollout.blame import Mark
 from gymlet.rollout.nursery import Nursery
 from gymlet.rollout.process_executor import ProcessExecutor
 from gymlet.rollout.process_worker import work
@@ -48,8 +49,8 @@ def nursery(composition: Composition, options: CollectOptions) -> Iterator[Nurse
         async with Gym(load_plugins(composition), limiters=limiters).running() as gym:
             yield gym
 
-    def live(link: socket.socket) -> int:
-        return exit_code(lambda: run_async(work(link, serve, timeout_s=options.rollout_timeout_s)) or EXIT_OK)
+    def live(link: socket.socket, mark: Mark) -> int:
+        return exit_code(lambda: run_async(work(link, serve, mark, timeout_s=options.rollout_timeout_s)) or EXIT_OK)
 
     with Nursery(live) as started:
         yield started

@@ -8,7 +8,6 @@ uses it. Workers live no longer than it does, and it no longer than the process 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import selectors
@@ -21,12 +20,15 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, NoReturn
 
+from gymlet.rollout.blame import Mark, Marks
 from gymlet.wire.errors import GymletError
 
 log = logging.getLogger(__name__)
 
-Live = Callable[[socket.socket], int]
-"""What a worker does, with its end of a pair of sockets; its exit code."""
+Live = Callable[[socket.socket, Mark], int]
+"""What a worker does, with its end of a pair of sockets, and marking which rollout it runs; its exit code."""
+
+MAX_WORKERS = 256
 
 START, KILL, ENDED = b"s", b"k", b"e"
 EXIT_BROKEN = 1
@@ -37,7 +39,7 @@ _FORM = struct.Struct("!cii")
 
 
 class Word(NamedTuple):
-    """What is said between the two: an operation, a worker's number, and the exit code of one that ended."""
+    """What is said between the two: an operation, which worker, and the exit code of one that ended."""
 
     operation: bytes
     number: int
@@ -49,13 +51,13 @@ class Word(NamedTuple):
 
 
 class Born(NamedTuple):
-    """A worker that was forked: our end of its pair of sockets, its exit code to come, and what kills it.
+    """A worker that was forked: our end of its pair of sockets, its mark, its exit code to come, and what kills it.
 
     The code of a signal is negative.
     """
 
-    number: int
     link: socket.socket
+    mark: Mark
     code: asyncio.Future[int]
     kill: Callable[[], None]
 
@@ -65,7 +67,7 @@ class Nursery:
 
     def __init__(self, live: Live) -> None:
         self._live = live
-        self._numbers = itertools.count()
+        self._marks = Marks(MAX_WORKERS)
         self._codes: dict[int, asyncio.Future[int]] = {}
 
     def __enter__(self) -> Nursery:
@@ -77,7 +79,7 @@ class Nursery:
             self._pid = os.fork()
             if self._pid == 0:
                 self._control.close()
-                Keeper(theirs, self._live).run()
+                Keeper(theirs, self._live, self._marks).run()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         theirs.close()
@@ -92,9 +94,10 @@ class Nursery:
         self._control.setblocking(False)
         asyncio.get_running_loop().add_reader(self._control, self._hear)
 
-    def start(self) -> Born:
-        """Fork a worker. Raises GymletError where nothing can be forked any more."""
-        number = next(self._numbers)
+    def start(self, number: int) -> Born:
+        """Fork the worker of this number, once the one before it has ended. Raises GymletError where that cannot be."""
+        mark = self._marks.of(number)
+        mark.clear()
         code = self._codes[number] = asyncio.get_running_loop().create_future()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -105,7 +108,7 @@ class Nursery:
             raise GymletError("the process that starts the workers is gone; the same command goes on") from error
         finally:
             theirs.close()
-        return Born(number, ours, code, partial(self._kill, number))
+        return Born(ours, mark, code, partial(self._kill, number))
 
     def _kill(self, number: int) -> None:
         with suppress(OSError):
@@ -133,9 +136,10 @@ class Nursery:
 class Keeper:
     """The process that forks. Owns the workers: they are killed when nobody is left to command it."""
 
-    def __init__(self, control: socket.socket, live: Live) -> None:
+    def __init__(self, control: socket.socket, live: Live, marks: Marks) -> None:
         self._control = control
         self._live = live
+        self._marks = marks
         self._pids: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
 
@@ -185,18 +189,18 @@ class Keeper:
     def _fork(self, number: int, link: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
-            self._become_worker(link)
+            self._become_worker(link, self._marks.of(number))
         link.close()
         self._pids[pid] = number
 
-    def _become_worker(self, link: socket.socket) -> NoReturn:
+    def _become_worker(self, link: socket.socket, mark: Mark) -> NoReturn:
         code = EXIT_BROKEN
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._selector.close()
             self._control.close()
-            code = self._live(link)
+            code = self._live(link, mark)
         except BaseException:
             log.exception("a worker broke")
         finally:

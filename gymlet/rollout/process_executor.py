@@ -8,6 +8,7 @@ A worker that dies comes back as ``NodeLost``, and another is started in its pla
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -67,7 +68,7 @@ class ProcessExecutor:
         self._nursery.listen()
         try:
             async with asyncio.TaskGroup() as group:
-                starting = [group.create_task(self._begin()) for _ in range(self._count)]
+                starting = [group.create_task(self._begin(slot)) for slot in range(self._count)]
         except* GymletError as errors:
             raise errors.exceptions[0] from None
         self._workers = [each.result() for each in starting]
@@ -111,9 +112,10 @@ class ProcessExecutor:
         counts = sum((worker.counts for worker in self._workers), self._counts)
         return {"workers": dict(counts), **{name: await each.to_json() for name, each in self._limiters.items()}}
 
-    async def _begin(self) -> WorkerProcess:
+    async def _begin(self, slot: int) -> WorkerProcess:
         """A worker that serves. Raises GymletError."""
-        worker = await WorkerProcess.fork(self._nursery, self._limiters)
+        born = self._nursery.start(slot)
+        worker = WorkerProcess(born, await Link.over(born.link), self._limiters)
         try:
             await worker.ready()
         except BaseException:
@@ -125,49 +127,44 @@ class ProcessExecutor:
         """See that there is a worker, as long as one can be started. Raises GymletError when none can."""
         leases = self.parallel // self._count + (slot < self.parallel % self._count)
         try:
-            while True:
+            for life in itertools.count(1):
                 worker = self._workers[slot]
-                node = Node(f"worker {slot} ({worker.number})", leases, 1)
+                node = Node(f"worker {slot}, life {life}", leases, 1)
                 self._nodes[node] = worker
                 self._changed.set()
                 code = await worker.ended()
                 del self._nodes[node]
                 self._counts += worker.counts
                 self._tell(f"worker {slot} ended with {cause(code)}; another takes its place, and runs what it had")
-                self._workers[slot] = await self._replace()
+                self._workers[slot] = await self._replace(slot)
         finally:
             self._changed.set()
 
-    async def _replace(self) -> WorkerProcess:
+    async def _replace(self, slot: int) -> WorkerProcess:
         for failed in range(1, MAX_FAILED_STARTS):
             try:
-                return await self._begin()
+                return await self._begin(slot)
             except GymletError as error:
                 self._tell(f"try {failed} of {MAX_FAILED_STARTS} to start it failed: {error}")
                 await asyncio.sleep(FIRST_PAUSE_S * 2**failed)
-        return await self._begin()
+        return await self._begin(slot)
 
 
 class WorkerProcess:
     """One worker, as the driver sees it. Owns the link to it, the permits it holds, and what it was given."""
 
     def __init__(self, born: Born, link: Link, limiters: Limiters) -> None:
-        self.number = born.number
         self.kill = born.kill
         self.counts: Counter[str] = Counter()
+        self._mark = born.mark
         self._code = born.code
         self._link = link
         self._borrower = Borrower(limiters, PermitPost(link))
         self._out: dict[Key, asyncio.Future[Ended]] = {}
         self._refusal: str | None = None
+        self._has_hung_up = False
         self._is_ready = asyncio.Event()
         self._listening = asyncio.create_task(self._listen())
-
-    @classmethod
-    async def fork(cls, nursery: Nursery, limiters: Limiters) -> WorkerProcess:
-        """Another one, which begins to start its plug-ins."""
-        born = nursery.start()
-        return cls(born, await Link.over(born.link), limiters)
 
     async def ready(self) -> None:
         """Wait until it serves. Raises GymletError, with its words, where it cannot."""
@@ -182,7 +179,9 @@ class WorkerProcess:
         raise GymletError(self._refusal or f"a worker ended with {cause(code)} before it could run anything")
 
     def run(self, task: Task) -> asyncio.Future[Ended]:
-        """How the task ends. Raises NodeLost when the worker dies first."""
+        """How the task ends: NodeLost, when the worker dies first. Raises NodeGone where it is dead."""
+        if self._has_hung_up:
+            raise NodeGone
         ended = self._out[task.key] = asyncio.get_running_loop().create_future()
         self._link.post(Give(task))
         return ended
@@ -210,10 +209,11 @@ class WorkerProcess:
                 for message in messages:
                     await self._take(message)
         finally:
+            self._has_hung_up = True
             self._borrower.close()
             for ended in self._out.values():
                 if not ended.done():
-                    ended.set_exception(NodeLost())
+                    ended.set_exception(NodeLost(self._mark.key))
             await self._link.close()
 
     async def _take(self, message: Message) -> None:

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from gymlet.config.problems import ConfigError
+from gymlet.rollout.blame import Mark, marked
 from gymlet.rollout.episode import run
 from gymlet.rollout.process_link import Back, Counted, Give, Link, Permits, Ready, Refused, Stop
 from gymlet.rollout.todo import Task
@@ -41,16 +42,17 @@ Serve = Callable[[Limiters], AbstractAsyncContextManager[Served]]
 """Starts what the configuration names, and stops it. Raises ConfigError, GymletError, or whatever a plug-in raises."""
 
 
-async def work(sock: socket.socket, serve: Serve, *, timeout_s: float | None = None) -> None:
-    """Be a worker, with one end of a pair of sockets, until the driver says so."""
-    await Worker(await Link.over(sock), timeout_s).live(serve)
+async def work(sock: socket.socket, serve: Serve, mark: Mark, *, timeout_s: float | None = None) -> None:
+    """Be a worker, with one end of a pair of sockets, until the driver says so; ``mark`` whose turn it is."""
+    await Worker(await Link.over(sock), mark, timeout_s).live(serve)
 
 
 class Worker:
     """Owns what is under way here."""
 
-    def __init__(self, link: Link, timeout_s: float | None) -> None:
+    def __init__(self, link: Link, mark: Mark, timeout_s: float | None) -> None:
         self._link = link
+        self._mark = mark
         self._timeout_s = timeout_s
         self._permits = asyncio.StreamReader(MAX_LINE_BYTES)
         self._running: set[asyncio.Task[None]] = set()
@@ -88,7 +90,8 @@ class Worker:
         os._exit(EXIT_ALONE)
 
     async def _run(self, task: Task) -> None:
-        self._link.post(Back.of(await run(task.row(), self._served.run_agent, timeout_s=self._timeout_s)))
+        rollout = run(task.row(), self._served.run_agent, timeout_s=self._timeout_s)
+        self._link.post(Back.of(await marked(rollout, self._mark, task.key)))
 
     async def _count(self) -> None:
         told: dict[str, int] = {}
