@@ -201,7 +201,7 @@ class WorkerProcess:
         await asyncio.wait([self._code], timeout=timeout_s)
         self.kill()
         await asyncio.wait([self._code])
-        await asyncio.wait([self._listening])
+        await asyncio.wait([self._listening], timeout=HANG_UP_S)
 
     async def _listen(self) -> None:
         try:

@@ -1,6 +1,6 @@
 """What the driver of a run and its worker processes say to each other, over a pair of sockets.
 
-All that one says in a turn of its event loop goes as one frame: the length in four bytes, then a list of messages in
+All that one says in a turn of its event loop goes as one frame: the length in eight bytes, then a list of messages in
 MessagePack. So frames are short while little happens, and long under load, and nothing waits for a clock. A rollout
 that ends goes back by itself, whatever else was given to the worker with it.
 """
@@ -17,7 +17,9 @@ from gymlet.rollout.episode import Ended, Failure, NotKept, Success
 from gymlet.rollout.keys import Key
 from gymlet.rollout.todo import Task
 
-_LENGTH_BYTES = 4
+_LENGTH_BYTES = 8
+READ_BYTES = 1 << 20
+"""What is read ahead of a frame that is being waited for; longer ones come in several pieces."""
 
 
 class Give(msgspec.Struct, array_like=True, tag="give"):
@@ -97,7 +99,7 @@ class Link:
     @classmethod
     async def over(cls, sock: socket.socket) -> Link:
         """A link over one end of the pair, which is its own from then on."""
-        return cls(*await asyncio.open_unix_connection(sock=sock))
+        return cls(*await asyncio.open_unix_connection(sock=sock, limit=READ_BYTES))
 
     def post(self, message: Message) -> None:
         """Send at the end of this turn; what the other end does not hear is lost with it."""
