@@ -10,7 +10,7 @@ from typing import Any
 from gymlet.cli.cluster import PlannedAgents
 from gymlet.cli.command import load_plugins, not_by_each
 from gymlet.cli.console import EXIT_OK, exit_code, note, run_async
-from gymlet.config.compose import Composition
+from gymlet.config.compose import COMMAND_LINE, Composition
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions
 from gymlet.rollout.blame import Mark
@@ -36,13 +36,17 @@ class ProcessAgents(PlannedAgents):
 
 @contextmanager
 def nursery(composition: Composition, options: CollectOptions) -> Iterator[Nursery | None]:
-    """What starts the workers, if there are to be several. Raises ConfigError where nothing is to be served here."""
-    if options.num_workers == 1:
+    """What starts the workers, if there are to be several. Raises ConfigError where nothing is to be served here.
+
+    A file may say how many there are in the server that is asked then.
+    """
+    source = composition.sources["num_workers"]
+    if options.num_workers == 1 or not (composition.instances or source == COMMAND_LINE):
         yield None
         return
     if not composition.instances:
         told = "is of what is served here: give it to ng_run, or name config_paths"
-        raise ConfigError([Problem(told, key="num_workers", source=composition.sources["num_workers"])])
+        raise ConfigError([Problem(told, key="num_workers", source=source)])
 
     @asynccontextmanager
     async def serve(limiters: Limiters) -> AsyncIterator[Gym]:

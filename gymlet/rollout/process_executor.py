@@ -105,7 +105,10 @@ class ProcessExecutor:
             keeping.cancel()
         workers, self._workers = self._workers, []
         self._nodes.clear()
-        await asyncio.gather(*self._keeping, *(worker.stop() for worker in workers), return_exceptions=True)
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+        for wrong in await asyncio.gather(*(worker.stop() for worker in workers)):
+            if wrong is not None:
+                self._tell(f"a worker did not stop as it should: {wrong}")
 
     async def limits(self) -> dict[str, Json]:
         """The state of each provider's endpoints, and what the workers count on their own."""
@@ -192,16 +195,19 @@ class WorkerProcess:
         await self._gone_within(HANG_UP_S)
         return self._code.result()
 
-    async def stop(self) -> None:
-        """Let it end, in good time."""
+    async def stop(self) -> str | None:
+        """Let it end, in good time; what went wrong, if something did."""
         self._link.post(Stop())
-        await self._gone_within(STOP_S)
+        in_time = await self._gone_within(STOP_S)
+        return self._refusal if in_time else f"it took more than {STOP_S:g} s, and was killed"
 
-    async def _gone_within(self, timeout_s: float) -> None:
-        await asyncio.wait([self._code], timeout=timeout_s)
+    async def _gone_within(self, timeout_s: float) -> bool:
+        """Wait until the process is gone, and kill it after a time; whether it was gone before."""
+        in_time, _ = await asyncio.wait([self._code], timeout=timeout_s)
         self.kill()
         await asyncio.wait([self._code])
         await asyncio.wait([self._listening], timeout=HANG_UP_S)
+        return bool(in_time)
 
     async def _listen(self) -> None:
         try:

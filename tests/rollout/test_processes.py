@@ -42,6 +42,10 @@ class Probe(Environment):
         if words == "dies":
             os._exit(7)
 
+    async def stop(self):
+        if Path("goes on").exists():
+            raise ValueError("it cannot be stopped")
+
     async def verify(self, session, row):
         match row.get("does"):
             case "die":
@@ -130,7 +134,7 @@ async def collector(tmp_path):
             "+input_jsonl_fpath=rows.jsonl",
             "+output_jsonl_fpath=out.jsonl",
             "+num_samples_in_parallel=8",
-            f"+num_workers={workers}",
+            *([f"+num_workers={workers}"] if workers else []),
             *arguments,
             cwd=tmp_path,
             env={**os.environ, "COLUMNS": "200"},
@@ -324,6 +328,16 @@ async def test_what_cannot_be_started_is_told_once(gate, collector, tmp_path, re
     assert not (tmp_path / "out_manifest.json").exists(), "there is no run yet"
 
 
+async def test_what_cannot_be_stopped_is_told_and_spoils_no_run(gate, collector, tmp_path):
+    process = await collector()
+    await until(lambda: gate.open == 8)
+    (tmp_path / "goes on").touch()
+    gate.let(ROWS)
+    code, _, err = await end(process)
+    assert (code, keys(rows_in(tmp_path))) == (0, list(range(ROWS)))
+    assert err == 2 * "note: a worker did not stop as it should: ValueError: it cannot be stopped\n"
+
+
 async def test_a_run_ends_when_none_of_its_workers_can_be_replaced(gate, collector, tmp_path):
     gate.let(3)
     process = await collector("+num_samples_in_parallel=2")
@@ -339,6 +353,13 @@ async def test_a_run_ends_when_none_of_its_workers_can_be_replaced(gate, collect
     gate.let(ROWS)
     assert (await end(await collector()))[0] == 0
     assert keys(rows_in(tmp_path)) == list(range(ROWS))
+
+
+async def test_a_file_may_say_how_many_workers_the_server_has(gate, collector, tmp_path, free_port):
+    with (tmp_path / "env.yaml").open("a") as file:
+        file.write("num_workers: 2\n")
+    code, _, err = await end(await collector(f"head_server.port={free_port}", model=None, workers=None))
+    assert (code, "no server answers" in err) == (2, True), err
 
 
 MISTAKES = {
