@@ -2,7 +2,8 @@
 
 It is forked itself before there is an event loop, a thread or a plug-in, and has none of them later: a worker starts
 within milliseconds, with all of gymlet imported, and what a library does when it is imported happens in the worker that
-uses it. Workers live no longer than it does, and it no longer than the process that made it, however that ended.
+uses it. Workers live no longer than it does, and it no longer than the process that made it, however that ended. Each
+is a group of its own, so that a terminal's signals do not reach it, and what its verifiers have started ends with it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MAX_WORKERS = 256
 START, KILL, ENDED = b"s", b"k", b"e"
 EXIT_BROKEN = 1
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-"""A terminal sends them to all processes of a command: what they mean is decided by one."""
+"""A batch system may send them to all processes of a command: what they mean is decided by one."""
 
 _FORM = struct.Struct("!cii")
 
@@ -181,23 +182,29 @@ class Keeper:
             return False
         word = Word(*_FORM.unpack(told))
         if word.operation == START:
-            self._fork(word.number, socket.socket(fileno=descriptors[0]))
+            link = socket.socket(fileno=descriptors[0])
+            link.set_inheritable(False)
+            self._fork(word.number, link)
         elif (pid := self._pid_of(word.number)) is not None:
-            os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
         return True
 
     def _fork(self, number: int, link: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
             self._become_worker(link, self._marks.of(number))
+        with suppress(OSError):  # whoever comes first
+            os.setpgid(pid, pid)
         link.close()
         self._pids[pid] = number
 
     def _become_worker(self, link: socket.socket, mark: Mark) -> NoReturn:
         code = EXIT_BROKEN
         try:
+            os.setpgid(0, 0)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.register_at_fork(after_in_child=_obey_signals)
             self._selector.close()
             self._control.close()
             code = self._live(link, mark)
@@ -211,9 +218,11 @@ class Keeper:
 
     def _reap(self) -> None:
         while self._pids:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
                 return
+            _kill_group(ended.si_pid)  # as long as nobody else can have its number
+            pid, status = os.waitpid(ended.si_pid, 0)
             with suppress(OSError):  # nobody is left to be told: the next step sees it
                 Word(ENDED, self._pids.pop(pid), os.waitstatus_to_exitcode(status)).send(self._control)
 
@@ -222,11 +231,21 @@ class Keeper:
 
     def _end_all(self) -> None:
         for pid in self._pids:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
         for pid in self._pids:
             with suppress(OSError):
                 os.waitpid(pid, 0)
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _obey_signals() -> None:
+    """In what a verifier forks: it may rely on ending it with a signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def cause(code: int) -> str:

@@ -168,6 +168,7 @@ class WorkerProcess:
         self._has_hung_up = False
         self._is_ready = asyncio.Event()
         self._listening = asyncio.create_task(self._listen())
+        self._code.add_done_callback(self._cut_later)
 
     async def ready(self) -> None:
         """Wait until it serves. Raises GymletError, with its words, where it cannot."""
@@ -200,6 +201,10 @@ class WorkerProcess:
         self._link.post(Stop())
         in_time = await self._gone_within(STOP_S)
         return self._refusal if in_time else f"it took more than {STOP_S:g} s, and was killed"
+
+    def _cut_later(self, _code: asyncio.Future[int]) -> None:
+        """Something that the worker has left behind may hold its end of the link open."""
+        asyncio.get_running_loop().call_later(HANG_UP_S, self._link.cut)
 
     async def _gone_within(self, timeout_s: float) -> bool:
         """Wait until the process is gone, and kill it after a time; whether it was gone before."""

@@ -115,6 +115,10 @@ class Link:
         except (asyncio.IncompleteReadError, ConnectionError):
             return []
 
+    def cut(self) -> None:
+        """Close at once; ``fetch`` ends."""
+        self._writer.transport.abort()
+
     async def close(self) -> None:
         """Send what waits, and close."""
         self._send()

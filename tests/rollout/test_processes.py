@@ -27,7 +27,7 @@ ANSWER = {
 }
 
 APP = """
-import os, signal, time
+import os, signal, subprocess, time
 from pathlib import Path
 from gymlet.serve.environment import Environment
 from gymlet.wire.errors import GymletError
@@ -52,6 +52,24 @@ class Probe(Environment):
                 os.kill(os.getpid(), signal.SIGKILL)
             case "leave":
                 os._exit(3)
+            case "leave children":
+                if os.fork() == 0:
+                    time.sleep(300)
+                Path(f"left-{subprocess.Popen(['sleep', '300']).pid}").touch()
+                if os.fork() == 0:
+                    os.setsid()  # one that is out of reach, and has the worker's end of the link
+                    Path(f"stays-{os.getpid()}").touch()
+                    os.closerange(0, 3)
+                    time.sleep(300)
+                os._exit(3)
+            case "terminate":
+                reading, writing = os.pipe()
+                if (pid := os.fork()) == 0:
+                    os.write(writing, b"!")
+                    time.sleep(300)
+                os.read(reading, 1)
+                os.kill(pid, signal.SIGTERM)
+                os.waitpid(pid, 0)
             case "work":
                 Path("works").touch()
                 time.sleep(60)
@@ -261,6 +279,19 @@ async def test_a_row_that_kills_its_worker_is_filed_and_no_other(gate, collector
     assert err.count("another takes its place") <= 3 * len(does), "no row counts against another"
     assert "Traceback" not in err
     assert all(gate.asked[f"question {number}"] >= 3 for number in does)
+
+
+async def test_what_a_worker_leaves_behind_ends_with_it_or_keeps_nobody_waiting(gate, collector, tmp_path):
+    write_rows(tmp_path, {2: "leave children", 3: "terminate"})
+    gate.let(1000)
+    code, _, err = await end(await collector())
+    assert (code, keys(rows_in(tmp_path))) == (3, sorted(set(range(ROWS)) - {2}))
+    assert "ended with exit code 3; another takes its place" in err
+    left = [int(path.name.removeprefix("left-")) for path in tmp_path.glob("left-*")]
+    assert len(left) == 3
+    assert not any(is_alive(pid) for pid in left)
+    for path in tmp_path.glob("stays-*"):
+        os.kill(int(path.name.removeprefix("stays-")), signal.SIGKILL)
 
 
 async def test_workers_do_not_outlive_a_driver_that_is_killed(gate, collector, tmp_path):
