@@ -190,7 +190,13 @@ class Keeper:
         return True
 
     def _fork(self, number: int, link: socket.socket) -> None:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory, or too many processes: there may be room later
+            log.warning("no worker could be forked: %s", error)
+            link.close()
+            Word(ENDED, number, EXIT_BROKEN).send(self._control)
+            return
         if pid == 0:
             self._become_worker(link, self._marks.of(number))
         with suppress(OSError):  # whoever comes first

@@ -209,8 +209,9 @@ class WorkerProcess:
     async def _gone_within(self, timeout_s: float) -> bool:
         """Wait until the process is gone, and kill it after a time; whether it was gone before."""
         in_time, _ = await asyncio.wait([self._code], timeout=timeout_s)
-        self.kill()
-        await asyncio.wait([self._code])
+        if not in_time:
+            self.kill()
+            await asyncio.wait([self._code])
         await asyncio.wait([self._listening], timeout=HANG_UP_S)
         return bool(in_time)
 
