@@ -36,6 +36,7 @@ FEW = 64
 """Rollouts of a run whose CPU is its start and its end."""
 
 SLOW_S = 0.2
+TWO = "+num_workers=2"
 KNOWN_LIMIT = "++policy_model.responses_api_models.inference_provider.adaptive_concurrency=false"
 """With the slow provider, the limit is not looked for: that takes some rounds at the start, whoever collects."""
 
@@ -60,6 +61,31 @@ class InProcess(ModelServer):
 
     async def respond(self, request):
         return RESPONSE
+"""
+
+
+BUSY_MS = 5
+BUSY = f"""
+import time
+
+from gymlet.serve.environment import Environment
+
+
+class Busy(Environment):
+    async def verify(self, session, row):
+        until = time.process_time() + {BUSY_MS / 1000}
+        while time.process_time() < until:
+            pass
+        return {{"reward": 1.0}}
+"""
+BUSY_CONFIG = """
+busy: {resources_servers: {busy: {entrypoint: app.py}}}
+busy_simple_agent:
+  responses_api_agents:
+    simple_agent:
+      entrypoint: app.py
+      resources_server: {type: resources_servers, name: busy}
+      model_server: {type: responses_api_models, name: policy_model}
 """
 
 
@@ -102,11 +128,12 @@ class Bench:
         url = f"http://127.0.0.1:{self.port}/v1"
         return await self._measured([sys.executable, script, f"rows_{rows}.jsonl", url, str(PARALLEL)])
 
-    async def run_collector(self, rows: int, *words: str) -> tuple[Round, float]:
-        """The collector over so many rows; the CPU of its process, in seconds, comes second."""
+    async def run_collector(self, rows: int, *words: str, environment: str = MCQA) -> tuple[Round, float]:
+        """The collector over so many rows; the CPU of all its processes, in seconds, comes second."""
         for path in self.folder.glob("out*"):
             path.unlink()
-        return await self._measured([*_collector(MCQA, PROVIDER), f"+input_jsonl_fpath=rows_{rows}.jsonl", *words])
+        command = _collector(environment, PROVIDER)
+        return await self._measured([*command, f"+input_jsonl_fpath=rows_{rows}.jsonl", *words])
 
     async def _measured(self, command: Sequence[str]) -> tuple[Round, float]:
         await _counts(self.port)
@@ -127,6 +154,8 @@ async def main() -> int:
         folder = Path(name)
         async with _provider(folder) as bench:
             asserted += await _compare_instant(bench, given.rounds, given.rollouts)
+            await _compare_processes(bench, given.rounds, given.rollouts)
+            await _compare_busy(bench, max(1, given.rounds // 2), given.rollouts // 10)
         async with _provider(folder, "--delay-s", str(SLOW_S)) as bench:
             asserted += await _compare_slow(bench, max(1, given.rounds // 2))
         if given.rows:
@@ -150,7 +179,7 @@ def _arguments() -> argparse.Namespace:
 async def _compare_instant(bench: Bench, rounds: int, rollouts: int) -> list[Asserted]:
     _write_rows(bench.folder, FEW)
     _write_rows(bench.folder, rollouts)
-    loops, ours = await _take_turns(bench, rounds, rollouts)
+    loops, ours = await _take_turns([bench.run_loop, bench.run_collector], rounds, rollouts)
     ratios = [mine.per_s / theirs.per_s for theirs, mine in zip(loops, ours, strict=True)]
     above = [mine.cpu_ms - theirs.cpu_ms for theirs, mine in zip(loops, ours, strict=True)]
     per_minute = [60 * each.per_s for each in ours]
@@ -172,7 +201,9 @@ async def _compare_instant(bench: Bench, rounds: int, rollouts: int) -> list[Ass
 async def _compare_slow(bench: Bench, rounds: int) -> list[Asserted]:
     rollouts = PARALLEL * 30
     _write_rows(bench.folder, rollouts)
-    loops, ours = await _take_turns(bench, rounds, rollouts, KNOWN_LIMIT)
+    loops, ours = await _take_turns(
+        [bench.run_loop, lambda rows: bench.run_collector(rows, KNOWN_LIMIT)], rounds, rollouts
+    )
     ratios = [mine.per_s / theirs.per_s for theirs, mine in zip(loops, ours, strict=True)]
     print(f"provider of {1000 * SLOW_S:g} ms, {PARALLEL} in parallel, {rounds} rounds of {rollouts} rollouts:")
     print(f"  collector / loop: {_spread(ratios)}, with adaptive_concurrency=false")
@@ -181,10 +212,39 @@ async def _compare_slow(bench: Bench, rounds: int) -> list[Asserted]:
     return [Asserted("collector / loop, slow provider", statistics.median(ratios), 0.97, True)]
 
 
-async def _take_turns(bench: Bench, rounds: int, rollouts: int, *words: str) -> tuple[list[Round], list[Round]]:
-    """The rounds of the loop and of the collector; the first of each warms up, and is left out."""
-    results: tuple[list[Round], list[Round]] = ([], [])
-    runs: tuple[RunRows, RunRows] = (bench.run_loop, lambda rows: bench.run_collector(rows, *words))
+async def _compare_processes(bench: Bench, rounds: int, rollouts: int) -> None:
+    loops, one, two = await _take_turns(
+        [bench.run_loop, bench.run_collector, lambda rows: bench.run_collector(rows, TWO)], rounds, rollouts
+    )
+    gain = [both.per_s / alone.per_s for alone, both in zip(one, two, strict=True)]
+    ratios = [mine.per_s / theirs.per_s for theirs, mine in zip(loops, two, strict=True)]
+    above = [both.cpu_ms - alone.cpu_ms for alone, both in zip(one, two, strict=True)]
+    print(f"the same in 2 processes; they, the one that writes and the provider share {os.cpu_count()} cores:")
+    print(f"  rollouts a second: {_spread([each.per_s for each in two], 0)}; with one process: {_spread(gain)} times")
+    print(f"  collector / loop: {_spread(ratios)}; from the command to the first request: ", end="")
+    print(f"{_spread([each.start_s for each in two])} s")
+    print(f"  CPU a rollout above one process: {_spread(above)} ms")
+
+
+async def _compare_busy(bench: Bench, rounds: int, rollouts: int) -> None:
+    plugin = bench.folder / "resources_servers" / "busy"
+    plugin.mkdir(parents=True)
+    (plugin / "app.py").write_text(BUSY)
+    (bench.folder / "busy.yaml").write_text(BUSY_CONFIG)
+    _write_rows(bench.folder, rollouts)
+    runs: list[RunRows] = [
+        lambda rows: bench.run_collector(rows, environment="busy.yaml"),
+        lambda rows: bench.run_collector(rows, TWO, environment="busy.yaml"),
+    ]
+    one, two = await _take_turns(runs, rounds, rollouts)
+    gain = [both.per_s / alone.per_s for alone, both in zip(one, two, strict=True)]
+    print(f"a verifier of {BUSY_MS} ms of CPU, {rounds} rounds of {rollouts} rollouts:")
+    print(f"  rollouts a second: {_spread([each.per_s for each in one], 0)}, in 2 processes {_spread(gain)} times that")
+
+
+async def _take_turns(runs: Sequence[RunRows], rounds: int, rollouts: int) -> list[list[Round]]:
+    """The rounds of each; the first of each warms up, and is left out."""
+    results: list[list[Round]] = [[] for _ in runs]
     for number in range(rounds + 1):
         for run, kept in zip(runs, results, strict=True):
             _, start_cpu_s = await run(FEW)
@@ -215,11 +275,11 @@ def _memory(folder: Path, rows: int) -> Asserted:
     return Asserted("resident memory, in MB", peak_mb, 300, False)
 
 
-def _collector(*configs: str) -> list[str]:
+def _collector(environment: str, model: str) -> list[str]:
     return [
         str(Path(sys.executable).with_name("ng_collect_rollouts")),
-        f"+config_paths=[{','.join(configs)}]",
-        "+agent_name=mcqa_simple_agent",
+        f"+config_paths=[{environment},{model}]",
+        f"+agent_name={Path(environment).stem}_simple_agent",
         "+output_jsonl_fpath=out.jsonl",
         f"+num_samples_in_parallel={PARALLEL}",
     ]

@@ -1,12 +1,12 @@
 """Kills the collector at random moments, damages its files in between, and counts what became of every rollout.
 
-    make crash        or: python scripts/crash.py [--kills 200] [--seed 1]
+    make crash        or: python scripts/crash.py [--kills 200] [--seed 1] [--workers 2]
 
 Real processes: a provider that answers after a few hundredths of a second, and ``ng_collect_rollouts`` over it, killed
 with SIGKILL after a random time, again and again. After a kill, at random, the output (or the failures file) gets a
-torn last line, blank lines, a row twice, or loses its last newline. Then one run to the end. It ends with 1 unless
-every key is there exactly once, no more requests were repeated than can have been in flight at the kills, and the
-metrics are those of an undisturbed run.
+torn last line, blank lines, a row twice, or loses its last newline. With several workers one of them is killed before,
+at a random moment too. Then one run to the end. It ends with 1 unless every key is there exactly once, no more requests
+were repeated than can have been in flight at the kills, and the metrics are those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,7 @@ class Tally:
     """What was done to the run."""
 
     kills: int = 0
+    of_workers: int = 0
     in_a_run: int = 0
     """Kills that came after the run had begun to write."""
 
@@ -74,12 +75,12 @@ async def main() -> int:
     print(f"command: python scripts/crash.py {' '.join(sys.argv[1:])}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tasks = TASKS_A_KILL * given.kills
+        tasks, words = TASKS_A_KILL * given.kills, [f"+num_workers={given.workers}"]
         _write_rows(folder / "rows.jsonl", tasks)
         async with _provider(folder):
-            first_row_s = await _run_undisturbed(folder)
+            first_row_s = await _run_undisturbed(folder, words)
         async with _provider(folder, "--delay-s", "0.02", "--jitter-s", "0.08") as port:
-            tally = await _kill_often(folder, given.kills, first_row_s, chance)
+            tally = await _kill_often(folder, given.kills, first_row_s, chance, words)
             killed = await _counts(port)
         wrong = _told(folder, tasks, tally, killed)
     print(f"{time.perf_counter() - started:.0f} s")
@@ -92,6 +93,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="the processes that run the rollouts")
     return parser.parse_args()
 
 
@@ -138,7 +140,7 @@ async def _counts(port: int) -> dict[str, int]:
     return counts
 
 
-async def _collector(folder: Path, output: str) -> asyncio.subprocess.Process:
+async def _collector(folder: Path, output: str, words: Sequence[str]) -> asyncio.subprocess.Process:
     with (folder / f"{output}.log").open("wb") as log:
         return await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name("ng_collect_rollouts")),
@@ -150,6 +152,7 @@ async def _collector(folder: Path, output: str) -> asyncio.subprocess.Process:
             f"+num_repeats={REPEATS}",
             # the same task twice is told apart by its seed
             "+num_repeats_add_seed=true",
+            *words,
             cwd=folder,
             stdout=log,
             stderr=log,
@@ -157,10 +160,10 @@ async def _collector(folder: Path, output: str) -> asyncio.subprocess.Process:
         )
 
 
-async def _run_undisturbed(folder: Path) -> float:
+async def _run_undisturbed(folder: Path, words: Sequence[str]) -> float:
     """Run to the end; the seconds to the first row."""
     started, first_row_s = time.perf_counter(), 0.0
-    process = await _collector(folder, "plain.jsonl")
+    process = await _collector(folder, "plain.jsonl", words)
     ended = asyncio.create_task(process.wait())
     while not ended.done():
         if not first_row_s and _size(folder / "plain.jsonl"):
@@ -170,13 +173,18 @@ async def _run_undisturbed(folder: Path) -> float:
     return first_row_s
 
 
-async def _kill_often(folder: Path, kills: int, first_row_s: float, chance: random.Random) -> Tally:
+async def _kill_often(
+    folder: Path, kills: int, first_row_s: float, chance: random.Random, words: Sequence[str]
+) -> Tally:
     tally, files = Tally(), RunFiles(folder / "killed.jsonl")
     while tally.kills < kills:
         size = _size(files.output)
-        process = await _collector(folder, files.output.name)
+        process = await _collector(folder, files.output.name, words)
         early_s = chance.uniform(0.3, 1.0) * first_row_s if chance.random() < EARLY else None
-        await _live(files.output, size, early_s, chance.uniform(0, LIVES_S))
+        lives_s = chance.uniform(0, LIVES_S)
+        await _live(files.output, size, early_s, lives_s / 2)
+        tally.of_workers += _kill_worker(process, chance)
+        await asyncio.sleep(lives_s / 2)
         if process.returncode is not None:
             _must_end_well(process.returncode)
             tally.is_over = True
@@ -188,7 +196,7 @@ async def _kill_often(folder: Path, kills: int, first_row_s: float, chance: rand
         what = chance.choice(list(DAMAGES))
         if DAMAGES[what](files, chance):
             tally.planted[what] += 1
-    _must_end_well(await (await _collector(folder, files.output.name)).wait())
+    _must_end_well(await (await _collector(folder, files.output.name, words)).wait())
     return tally
 
 
@@ -199,6 +207,22 @@ async def _live(output: Path, size: int, early_s: float | None, lives_s: float) 
             while _size(output) <= size:  # noqa: ASYNC110  a file has no event
                 await asyncio.sleep(0.005)
             await asyncio.sleep(lives_s)
+
+
+def _kill_worker(process: asyncio.subprocess.Process, chance: random.Random) -> bool:
+    """Whether there was one: they are the grandchildren of the command."""
+    workers = [each for child in _children(process.pid) for each in _children(child)]
+    if workers:
+        with suppress(ProcessLookupError):
+            os.kill(chance.choice(workers), signal.SIGKILL)
+    return bool(workers)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
 
 
 def _size(path: Path) -> int:
@@ -267,9 +291,11 @@ def _told(folder: Path, tasks: int, tally: Tally, killed: dict[str, int]) -> lis
     expected = tasks * REPEATS
     keys = Counter(key_of(row) for row in read_rows(files.output))
     print(f"{tally.kills} kills, {tally.in_a_run} of them after rows were written; planted: {_list(tally.planted)}")
+    if tally.of_workers:
+        print(f"before that, {tally.of_workers} workers were killed")
     print(f"{expected} rollouts expected, {len(keys)} keys in the output, {max(keys.values())} row for each at most")
     wanted = dict.fromkeys(itertools.product(range(tasks), range(REPEATS)), 1)
-    most = tally.kills * PARALLEL
+    most = (tally.kills + tally.of_workers) * PARALLEL
     repeated = killed["requests"] - expected
     print(f"{killed['requests']} requests: {repeated} were repeated, of {most} that can have been in flight")
     mine, theirs = orjson.loads(files.metrics.read_bytes()), orjson.loads(plain.metrics.read_bytes())

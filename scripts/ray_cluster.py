@@ -323,7 +323,7 @@ async def _poison(cluster: Cluster) -> None:
     wanted = {(at, 0): 1 for at in range(len(rows)) if at != 100}
     cluster.check(f"the runs ended with {codes}:\n{out}", holds=codes == [3, 3])
     cluster.check("a row that kills nobody is not there, or is there twice", holds=keys == wanted)
-    told = "the node that ran it was lost, as were two others"
+    told = "the process that ran it died, as did two others"
     cluster.check("the row that kills was not filed", holds=all(told in row["error"]["message"] for row in failures))
     cluster.check("the row that kills was not filed once a run", holds=(len(failures), filed) == (2, 1))
 

@@ -19,13 +19,11 @@ ANY_CLUSTER = "auto"
 MAX_PARALLEL_A_NODE = 1024
 
 
-class ClusterAgents:
-    """What a configuration serves, once it is served elsewhere. Owns the executor, once there is one."""
+class PlannedAgents:
+    """What a configuration serves, once other processes serve it."""
 
-    def __init__(self, instances: Sequence[Instance], plugins: Sequence[Plugin]) -> None:
-        self._instances = instances
+    def __init__(self, plugins: Sequence[Plugin]) -> None:
         self._specs = metrics_specs(plugins)
-        self._executor: RayExecutor | None = None
 
     async def agent_names(self) -> list[str]:
         """The agents there are."""
@@ -34,6 +32,15 @@ class ClusterAgents:
     async def metrics_spec(self, name: str) -> MetricsSpec:
         """What the agent's environment scores."""
         return self._specs[name]
+
+
+class ClusterAgents(PlannedAgents):
+    """Those that nodes will serve. Owns the executor, once there is one."""
+
+    def __init__(self, instances: Sequence[Instance], plugins: Sequence[Plugin]) -> None:
+        super().__init__(plugins)
+        self._instances = instances
+        self._executor: RayExecutor | None = None
 
     async def limits(self) -> dict[str, dict[str, Any]]:
         """The state of each provider's endpoints, over all nodes."""

@@ -111,6 +111,20 @@ def load_plugins(composition: Composition) -> list[Plugin]:
     return plugins
 
 
+def not_by_each(plugins: Sequence[Plugin], composition: Composition) -> list[Problem]:
+    """The instances that each of several processes would start anew, and must not."""
+    return [
+        Problem(
+            f"{each.instance.name} ({each.instance.implementation}) would be started by each of the workers; serve it "
+            "with num_workers=1, or by a server of its own that this one has as its provider",
+            key="num_workers",
+            source=composition.sources.get("num_workers"),
+        )
+        for each in plugins
+        if getattr(each.cls, "single", False)
+    ]
+
+
 def _slips(composition: Composition, names: Sequence[str]) -> list[Problem]:
     """Keys of the command line that are nearly the command's own."""
     known = {

@@ -30,6 +30,7 @@ from gymlet.cli.console import (
     run_command,
 )
 from gymlet.cli.ng_run import build_gym
+from gymlet.cli.processes import ProcessAgents, nursery, process_agents
 from gymlet.cli.progress import LIMITS, shown
 from gymlet.cli.scores import show_scores
 from gymlet.config.compose import Composition, require_instances
@@ -42,6 +43,7 @@ from gymlet.rollout.episode import RunAgent
 from gymlet.rollout.executor import Executor, LocalExecutor
 from gymlet.rollout.files import RunFiles
 from gymlet.rollout.metrics import MetricsSpec
+from gymlet.rollout.nursery import Nursery
 from gymlet.rollout.tasks import Expansion
 from gymlet.rollout.whole_file import StorageError
 from gymlet.serve.launch import Gym, unknown_agent
@@ -67,8 +69,8 @@ MAX_PARALLEL = 16_384
 out = Console(highlight=False, soft_wrap=True)
 
 
-Agents = Gym | RemoteAgents | ClusterAgents
-"""In this process, of a running server, or on a cluster."""
+Agents = Gym | RemoteAgents | ProcessAgents | ClusterAgents
+"""In this process, of a running server, in several processes of this machine, or on a cluster."""
 
 
 def main() -> None:
@@ -78,7 +80,9 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Collect, then aggregate."""
-    return run_async(_collect(*compose_command(COMMAND, arguments, CollectOptions)))
+    composition, options = compose_command(COMMAND, arguments, CollectOptions)
+    with nursery(composition, options) as workers:
+        return run_async(_collect(composition, options, workers))
 
 
 def _job(config: dict[str, Any], options: CollectOptions) -> Job:
@@ -102,8 +106,8 @@ def _job(config: dict[str, Any], options: CollectOptions) -> Job:
     )
 
 
-async def _collect(composition: Composition, options: CollectOptions) -> int:
-    async with _agents(composition, options) as agents:
+async def _collect(composition: Composition, options: CollectOptions, workers: Nursery | None) -> int:
+    async with _agents(composition, options, workers) as agents:
         job = _job(await _configuration(composition, agents), options)
         with _interruptible(), Run(job) as run:
             for message in run.notes:
@@ -154,7 +158,11 @@ async def _collect_and_score(
 
 
 @asynccontextmanager
-async def _agents(composition: Composition, options: CollectOptions) -> AsyncIterator[Agents]:
+async def _agents(composition: Composition, options: CollectOptions, workers: Nursery | None) -> AsyncIterator[Agents]:
+    if workers is not None:
+        async with process_agents(workers, composition, options) as agents:
+            yield agents
+        return
     if options.executor == "ray":
         require_instances(composition)
         yield ClusterAgents(composition.instances, load_plugins(composition))
@@ -228,6 +236,9 @@ def _executor(run: Run, agents: Agents, options: CollectOptions, stop: asyncio.E
     if isinstance(agents, ClusterAgents):
         return agents.executor(options.ray_address, parallel=parallel, timeout_s=timeout_s)
     parallel = min(parallel or MAX_PARALLEL, max(1, run.remaining))
+    if isinstance(agents, ProcessAgents):
+        agents.executor.parallel = parallel
+        return agents.executor
     run_agent = _while_there(agents, stop) if isinstance(agents, RemoteAgents) else agents.run_agent
     return LocalExecutor(run_agent, parallel=parallel, timeout_s=timeout_s)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
-from gymlet.cli.command import load_plugins
+from gymlet.cli.command import load_plugins, not_by_each
 from gymlet.cli.console import EXIT_INTERRUPTED, EXIT_OK, exit_code, hide_in_log, note, run_async, run_command
 from gymlet.config.compose import Composition, compose, require_instances, to_yaml
-from gymlet.config.problems import ConfigError, Problem
+from gymlet.config.problems import ConfigError
 from gymlet.config.schema import RunOptions, bind
 from gymlet.config.secrets import hide_secrets
 from gymlet.serve.descriptors import limit, raise_limit, shortage
@@ -150,17 +150,8 @@ def _options(composition: Composition) -> RunOptions:
 
 def _check(composition: Composition, plugins: Sequence[Plugin], options: RunOptions) -> None:
     problems = [*check_reach(composition.head_server)]
-    singles = [plugin.instance for plugin in plugins if getattr(plugin.cls, "single", False)]
     if options.num_workers > 1:
-        problems += [
-            Problem(
-                f"{instance.name} ({instance.implementation}) would be started by each of the workers; serve it with "
-                "num_workers=1, or by a server of its own that this one has as its provider",
-                key="num_workers",
-                source=composition.sources.get("num_workers"),
-            )
-            for instance in singles
-        ]
+        problems += not_by_each(plugins, composition)
     if problems:
         raise ConfigError(problems)
 

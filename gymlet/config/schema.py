@@ -38,6 +38,7 @@ NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+NumWorkers = Annotated[int, msgspec.Meta(ge=1, le=256)]
 
 KEYS_WITHOUT_MEANING = frozenset(
     {
@@ -93,7 +94,7 @@ class HeadServer:
 class RunOptions:
     """The keys of ng_run beside head_server. ``num_workers``: the processes that serve; ids have room for 256."""
 
-    num_workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    num_workers: NumWorkers = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,13 +217,18 @@ class CollectOptions:
     num_shards: PositiveInt = 1
     executor: Literal["local", "ray"] = "local"
     ray_address: str | None = None
+    num_workers: NumWorkers = 1
     cache: Sqlite | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a shard that there is not."""
+        """Raises ValueError for a shard that there is not, and for two ways to be several processes."""
         if self.shard_index >= self.num_shards:
             there = "0" if self.num_shards == 1 else f"0 to {self.num_shards - 1}"
             raise ValueError(f"shard_index is {self.shard_index}; with num_shards={self.num_shards} there are {there}")
+        if self.executor == "ray" and self.num_workers > 1:
+            raise ValueError(
+                "num_workers is of executor=local; with executor=ray each node is one process: leave it out"
+            )
 
 
 T = TypeVar("T")

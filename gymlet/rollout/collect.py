@@ -189,14 +189,14 @@ class Run:
                 for task in out.values():
                     todo.give_back(task)
                 return
-            except NodeLost:
-                self._take_back(out.values(), todo)
+            except NodeLost as lost:
+                self._take_back(out.values(), lost, todo)
                 return
 
-    def _take_back(self, tasks: Iterable[Task], todo: Todo) -> None:
-        """Tasks of a lost node come next; those that were on two of them are suspects: one may have broken both."""
+    def _take_back(self, tasks: Iterable[Task], lost: NodeLost, todo: Todo) -> None:
+        """Tasks of a lost node come next; those that may have broken two of them are suspects."""
         for task in tasks:
-            if self._losses.add(task.key) == 1:
+            if lost.acquits(task.key) or self._losses.add(task.key) == 1:
                 todo.give_back(task)
             else:
                 self._suspects.put_nowait(task)
@@ -212,8 +212,11 @@ class Run:
             except NodeGone:
                 self._suspects.put_nowait(task)
                 return
-            except NodeLost:
-                told = "the node that ran it was lost, as were two others that had run it; the next run tries it"
+            except NodeLost as lost:
+                if lost.acquits(task.key):
+                    self._suspects.put_nowait(task)
+                    return
+                told = "the process that ran it died, as did two others that had run it; the next run tries it"
                 self._append(failed(task.row(), AgentError(told)))
                 todo.settle()
                 return

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
 from gymlet.rollout.episode import Ended, RunAgent, run
+from gymlet.rollout.keys import Key
 from gymlet.rollout.todo import Task
 
 
@@ -18,7 +19,18 @@ class Node(NamedTuple):
 
 
 class NodeLost(Exception):  # noqa: N818  it says what happened
-    """A node is gone with its lease; what it had not returned may, or may not, have been run."""
+    """A node is gone with its lease; what it had not returned may, or may not, have been run.
+
+    ``blamed``: the rollout that it was running at that moment, where that is known; no other has broken it.
+    """
+
+    def __init__(self, blamed: Key | None = None) -> None:
+        super().__init__(blamed)
+        self.blamed = blamed
+
+    def acquits(self, key: Key) -> bool:
+        """Whether this rollout has certainly not broken it."""
+        return self.blamed not in (None, key)
 
 
 class NodeGone(NodeLost):
