@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,9 +42,9 @@ def run(arguments: Sequence[str]) -> int:
         for part in load_parts(sets):
             file.writelines(orjson.dumps(row) + b"\n" for row in prepared_rows(part))
     quoted = str(prepared).replace("'", r"\'")
-    collect = [f"+input_jsonl_fpath='{quoted}'", *(each for each in arguments if _key(each) not in OWN_KEYS)]
-    sys.argv[1:] = collect  # what is said of the command, such as how to go on, is said of this one
-    return collect_rollouts(collect)
+    return collect_rollouts(
+        [f"+input_jsonl_fpath='{quoted}'", *(each for each in arguments if _key(each) not in OWN_KEYS)]
+    )
 
 
 def _key(argument: str) -> str:

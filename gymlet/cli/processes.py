@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from gymlet.cli.cluster import PlannedAgents
+from gymlet.cli.agents import PlannedAgents, at_once
 from gymlet.cli.command import load_plugins, not_by_each
 from gymlet.cli.console import EXIT_OK, exit_code, note, run_async
 from gymlet.config.compose import COMMAND_LINE, Composition
 from gymlet.config.problems import ConfigError, Problem
 from gymlet.config.schema import CollectOptions
-from gymlet.rollout.blame import Mark
-from gymlet.rollout.nursery import Nursery
-from gymlet.rollout.process_executor import ProcessExecutor
-from gymlet.rollout.process_worker import work
+from gymlet.rollout.processes.blame import Mark
+from gymlet.rollout.processes.executor import ProcessExecutor
+from gymlet.rollout.processes.nursery import Nursery
+from gymlet.rollout.processes.worker import work
 from gymlet.serve.launch import Gym
 from gymlet.serve.plugins import Plugin
 from gymlet.upstream.limiters import Limiters
@@ -27,11 +28,16 @@ class ProcessAgents(PlannedAgents):
 
     def __init__(self, plugins: Sequence[Plugin], executor: ProcessExecutor) -> None:
         super().__init__(plugins)
-        self.executor = executor
+        self._executor = executor
 
     async def limits(self) -> dict[str, dict[str, Any]]:
         """The state of each provider's endpoints, over all workers."""
-        return await self.executor.limits()
+        return await self._executor.limits()
+
+    def executor(self, options: CollectOptions, remaining: int, stop: asyncio.Event) -> ProcessExecutor:  # noqa: ARG002
+        """The workers, which were started before."""
+        self._executor.parallel = at_once(options, remaining)
+        return self._executor
 
 
 @contextmanager

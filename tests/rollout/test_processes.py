@@ -11,7 +11,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gymlet.rollout.blame import Marks, marked
+from gymlet.rollout.processes.blame import Marks, marked
 
 BIN = Path(sys.executable).parent
 PROVIDER = "responses_api_models/inference_provider/configs/inference_provider.yaml"
@@ -416,9 +416,9 @@ DRIVER = """
 import asyncio, os, sys
 from contextlib import asynccontextmanager
 from gymlet.config.schema import ModelOptions
-from gymlet.rollout.nursery import Nursery
-from gymlet.rollout.process_executor import ProcessExecutor
-from gymlet.rollout.process_worker import work
+from gymlet.rollout.processes.nursery import Nursery
+from gymlet.rollout.processes.executor import ProcessExecutor
+from gymlet.rollout.processes.worker import work
 from gymlet.rollout.todo import Task
 from gymlet.upstream.pool import Ask
 from gymlet.upstream.provider import Endpoint, Provider

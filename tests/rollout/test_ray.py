@@ -8,12 +8,12 @@ import orjson
 import pytest
 
 from gymlet.config.compose import compose
+from gymlet.rollout.cluster.executor import Host, RayExecutor, Service
+from gymlet.rollout.cluster.limiters import EXPIRES_S, Lender
 from gymlet.rollout.collect import Job, Run
 from gymlet.rollout.episode import Success
 from gymlet.rollout.executor import Node, NodeGone, NodeLost
 from gymlet.rollout.files import RunFiles
-from gymlet.rollout.ray_executor import Host, RayExecutor, Service
-from gymlet.rollout.ray_limiters import EXPIRES_S, Lender
 from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
 from gymlet.rollout.todo import Task
@@ -128,7 +128,7 @@ async def test_permits_of_a_node_that_is_silent_come_back():
 
 
 async def test_a_host_gives_back_what_ended_some_at_a_time(monkeypatch):
-    monkeypatch.setattr("gymlet.rollout.ray_executor.BATCH_S", 0.05)
+    monkeypatch.setattr("gymlet.rollout.cluster.executor.BATCH_S", 0.05)
     host = Host(parallel=100, timeout_s=None)
     slow = asyncio.Event()
 

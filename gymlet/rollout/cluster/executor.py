@@ -18,9 +18,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from gymlet.rollout.cluster.limiters import Lender, RayLimiters
 from gymlet.rollout.episode import Ended, RunAgent, run
 from gymlet.rollout.executor import Node, NodeGone, NodeLost
-from gymlet.rollout.ray_limiters import Lender, RayLimiters
 from gymlet.rollout.todo import Task
 from gymlet.upstream.limiters import Limiters
 from gymlet.wire.errors import GymletError, RequestError

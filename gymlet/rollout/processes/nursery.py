@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, NoReturn
 
-from gymlet.rollout.blame import Mark, Marks
+from gymlet.rollout.processes.blame import Mark, Marks
 from gymlet.wire.errors import GymletError
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from gymlet.config.problems import ConfigError
-from gymlet.rollout.blame import Mark, marked
 from gymlet.rollout.episode import run
-from gymlet.rollout.process_link import Back, Counted, Give, Link, Permits, Ready, Refused, Stop
+from gymlet.rollout.processes.blame import Mark, marked
+from gymlet.rollout.processes.link import Back, Counted, Give, Link, Permits, Ready, Refused, Stop
 from gymlet.rollout.todo import Task
 from gymlet.upstream.limiters import Limiters
 from gymlet.upstream.shared import MAX_LINE_BYTES, HubLimiters, Writer
