@@ -36,6 +36,10 @@ FEW = 64
 """Rollouts of a run whose CPU is its start and its end."""
 
 SLOW_S = 0.2
+TURNS = 120
+"""How often each of those at once asks the slow provider. It answers all in step at first, and who processes an answer
+keeps the others waiting; after some tens of turns they have spread, as they have from the start with real ones."""
+
 TWO = "+num_workers=2"
 KNOWN_LIMIT = "++policy_model.responses_api_models.inference_provider.adaptive_concurrency=false"
 """With the slow provider, the limit is not looked for: that takes some rounds at the start, whoever collects."""
@@ -199,7 +203,7 @@ async def _compare_instant(bench: Bench, rounds: int, rollouts: int) -> list[Ass
 
 
 async def _compare_slow(bench: Bench, rounds: int) -> list[Asserted]:
-    rollouts = PARALLEL * 30
+    rollouts = PARALLEL * TURNS
     _write_rows(bench.folder, rollouts)
     loops, ours = await _take_turns(
         [bench.run_loop, lambda rows: bench.run_collector(rows, KNOWN_LIMIT)], rounds, rollouts
