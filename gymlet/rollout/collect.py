@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,19 @@ from typing import Any
 import orjson
 
 from gymlet.rollout import manifest
-from gymlet.rollout.episode import Ended, Failure, Success, failed
-from gymlet.rollout.executor import Executor, Node, NodeGone, NodeLost
+from gymlet.rollout.dispatch import Dispatch
+from gymlet.rollout.executor import Executor
 from gymlet.rollout.files import RunFiles, read_rows, stamped_first, write_json
-from gymlet.rollout.keys import Attempts, Key, key_of
+from gymlet.rollout.keys import key_of
 from gymlet.rollout.metrics import MetricsSpec
 from gymlet.rollout.records import Records
 from gymlet.rollout.report import write_report
 from gymlet.rollout.scores import score_run, write_scores
 from gymlet.rollout.sources import Source
 from gymlet.rollout.tasks import Expander, Expansion
-from gymlet.rollout.todo import Task, Todo
-from gymlet.rollout.whole_file import StorageError, whole_file
-from gymlet.wire.errors import AgentError, GymletError, RequestError
+from gymlet.rollout.todo import Todo
+from gymlet.rollout.whole_file import whole_file
+from gymlet.wire.errors import RequestError
 
 Json = dict[str, Any]
 ATTEMPTS_VARIABLE = "NEMO_GYM_MAX_ROLLOUT_ATTEMPTS"
@@ -78,10 +77,7 @@ class Run:
         self._records = Records(job.files, self.max_attempts)
         self._manifest: Json = {}
         self._tally = Tally()
-        self._losses = Attempts()
-        self._suspects: asyncio.Queue[Task] = asyncio.Queue()
-        self.ended = 0
-        """Rollouts that ended since the run began, well or not."""
+        self._dispatch: Dispatch | None = None
 
     def __enter__(self) -> Run:
         self._records.__enter__()
@@ -119,6 +115,11 @@ class Run:
         """Rollouts that failed for good, or too often to be tried again."""
         return self._records.given_up
 
+    @property
+    def ended(self) -> int:
+        """Rollouts that ended since the run began, well or not."""
+        return self._dispatch.ended if self._dispatch is not None else 0
+
     def agents(self) -> list[str]:
         """The agents that the tasks name."""
         return sorted(self._tally.tasks)
@@ -126,7 +127,8 @@ class Run:
     async def collect(self, executor: Executor, *, stop: asyncio.Event) -> None:
         """Run what remains; after ``stop`` no task begins, and those in flight get GRACE_S. Raises StorageError."""
         with Todo(self.job.files.inputs, self._records, stop) as todo:
-            work = asyncio.create_task(self._work(executor, todo))
+            self._dispatch = Dispatch(executor, todo, self._records)
+            work = asyncio.create_task(self._dispatch.run())
             stopped = asyncio.create_task(stop.wait())
             try:
                 await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -154,109 +156,6 @@ class Run:
         summaries = write_scores(files.metrics, scores)
         write_report(files, self._manifest, summaries)
         return summaries
-
-    async def _work(self, executor: Executor, todo: Todo) -> None:
-        await executor.start()
-        try:
-            async with asyncio.TaskGroup() as group:
-                watch = group.create_task(self._use_nodes(group, executor, todo))
-                await todo.over.wait()
-                watch.cancel()
-        except* GymletError as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            await executor.stop()
-
-    async def _use_nodes(self, group: asyncio.TaskGroup, executor: Executor, todo: Todo) -> None:
-        used: set[Node] = set()
-        async for nodes in executor.nodes():
-            for node in set(nodes) - used:
-                for _ in range(node.leases):
-                    group.create_task(self._take_leases(executor, node, todo))
-                group.create_task(self._try_suspects(executor, node, todo))
-            used.update(nodes)
-
-    async def _take_leases(self, executor: Executor, node: Node, todo: Todo) -> None:
-        while lease := await todo.take(node.tasks):
-            if self._records.broken is not None:
-                raise self._records.broken
-            out = {task.key: task for task in lease}
-            try:
-                async for batch in executor.submit(node, lease):
-                    for ended in batch:
-                        self._commit(ended, out, todo)
-            except NodeGone:
-                for task in out.values():
-                    todo.give_back(task)
-                return
-            except NodeLost as lost:
-                self._take_back(out.values(), lost, todo)
-                return
-
-    def _take_back(self, tasks: Iterable[Task], lost: NodeLost, todo: Todo) -> None:
-        """Tasks of a lost node come next; those that may have broken two of them are suspects."""
-        for task in tasks:
-            if lost.acquits(task.key) or self._losses.add(task.key) == 1:
-                todo.give_back(task)
-            else:
-                self._suspects.put_nowait(task)
-
-    async def _try_suspects(self, executor: Executor, node: Node, todo: Todo) -> None:
-        """Run suspects one by one, each in a lease of its own; one that loses its node again is filed."""
-        while (task := await self._next_suspect(todo)) is not None:
-            out = {task.key: task}
-            try:
-                async for batch in executor.submit(node, [task]):
-                    for ended in batch:
-                        self._commit(ended, out, todo)
-            except NodeGone:
-                self._suspects.put_nowait(task)
-                return
-            except NodeLost as lost:
-                if lost.acquits(task.key):
-                    self._suspects.put_nowait(task)
-                    return
-                told = "the process that ran it died, as did two others that had run it; the next run tries it"
-                self._append(failed(task.row(), AgentError(told)))
-                todo.settle()
-                return
-
-    async def _next_suspect(self, todo: Todo) -> Task | None:
-        getting, over = asyncio.create_task(self._suspects.get()), asyncio.create_task(todo.over.wait())
-        try:
-            await asyncio.wait({getting, over}, return_when=asyncio.FIRST_COMPLETED)
-            return getting.result() if getting.done() else None
-        finally:
-            getting.cancel()
-            over.cancel()
-
-    def _commit(self, ended: Ended, out: dict[Key, Task], todo: Todo) -> None:
-        """Keep how a task ended, if it is still out: what comes twice is dropped.
-
-        All that ends in one turn of the loop is written at the end of it, in one write, before another task begins.
-        """
-        task = out.pop(ended.key, None)
-        if task is None:
-            return
-        self._append(ended)
-        if isinstance(ended, Failure) and not self._records.is_over(ended.key):
-            todo.again(task, ended.failure_class)
-        else:
-            todo.settle()
-
-    def _append(self, ended: Ended) -> None:
-        self.ended += 1
-        if not self._records.waiting:
-            asyncio.get_running_loop().call_soon(self._flush)
-        match ended:
-            case Success(key, line):
-                self._records.append(key, line)
-            case Failure(key, line, _, terminal):
-                self._records.append_failure(key, line, terminal=terminal)
-
-    def _flush(self) -> None:
-        with suppress(StorageError):  # whoever takes the next task raises it
-            self._records.flush()
 
     def _prepare(self) -> None:
         job, files = self.job, self.job.files
