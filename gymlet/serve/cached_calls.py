@@ -48,8 +48,11 @@ class CachedUpstream:
         log = CALLS.get()
         if log is not None:
             log.cached += 1
-        async with asyncio.timeout(self._total_timeout_s):
-            return await read(_Kept(kept))
+        try:
+            async with asyncio.timeout(self._total_timeout_s):
+                return await read(_Kept(kept))
+        except TimeoutError:  # the client does not take it, and has its head already: all there is left is to hang up
+            raise asyncio.CancelledError from None
 
     def _key(self, body: Json) -> bytes:
         """A rollout that makes a call again wants another answer; when the rollout is run again, the same two."""
@@ -58,8 +61,7 @@ class CachedUpstream:
             return call_digest(self._origin, body, None)
         key = call_digest(self._origin, body, log.repeat)
         log.asked[key] += 1
-        times = log.asked[key]
-        return key if times == 1 else call_digest(self._origin, body, f"{log.repeat}, time {times}")
+        return call_digest(self._origin, body, log.repeat, times=log.asked[key])
 
     @asynccontextmanager
     async def _one_of(self, key: bytes) -> AsyncIterator[None]:
@@ -159,4 +161,5 @@ class _Kept:
         return piece
 
     async def read_some(self) -> bytes:
+        await asyncio.sleep(0)  # others get their turn: nothing else in the reading of a long reply waits
         return self.read_now()
