@@ -103,6 +103,10 @@ class SqliteCache:
         """Keep the reply to a call; the first of several for one call stays."""
         await self._guarded(lambda file: _put(file, key, body, self._max_bytes))
 
+    async def forget(self, key: bytes) -> None:
+        """Give up a reply that cannot be read."""
+        await self._guarded(lambda file: _forget(file, key))
+
     async def _guarded(self, does: Callable[[sqlite3.Connection], T]) -> T | None:
         file = self._file
         if file is None:
@@ -161,6 +165,10 @@ def _begin_wal(file: sqlite3.Connection) -> None:
 def _get(file: sqlite3.Connection, key: bytes) -> bytes | None:
     found = file.execute("SELECT body FROM replies WHERE key = ?", (key,)).fetchone()
     return None if found is None else bytes(found[0])
+
+
+def _forget(file: sqlite3.Connection, key: bytes) -> None:
+    file.execute("DELETE FROM replies WHERE key = ?", (key,))
 
 
 def _put(file: sqlite3.Connection, key: bytes, body: bytes, max_bytes: int | None) -> None:

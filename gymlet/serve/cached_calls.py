@@ -17,6 +17,7 @@ from gymlet.upstream.call import Upstream
 from gymlet.upstream.lane import Outcome
 from gymlet.upstream.watch import CALLS
 from gymlet.wire.deltas import Json
+from gymlet.wire.errors import ProviderError
 
 T = TypeVar("T")
 Read = Callable[[Body], Awaitable[T]]
@@ -45,9 +46,17 @@ class CachedUpstream:
             kept = await self._cache.get(key)
             if kept is None:
                 return await self._call(key, body, read, session)
+        try:
+            result = await self._read_kept(kept, read)
+        except ProviderError:  # what was fit to be kept is damaged now, or another reader's
+            await self._cache.forget(key)
+            return await self._call(key, body, read, session)
         log = CALLS.get()
         if log is not None:
             log.cached += 1
+        return result
+
+    async def _read_kept(self, kept: bytes, read: Read[T]) -> T:
         try:
             async with asyncio.timeout(self._total_timeout_s):
                 return await read(_Kept(kept))

@@ -266,6 +266,17 @@ async def test_a_header_that_is_not_utf_8_names_a_repeat(counting, cached):
     assert texts == ["1", "2", "1"]
 
 
+@pytest.mark.parametrize(("door", "stream"), FORMS)
+@pytest.mark.parametrize("damaged", [b"", b'{"choices": [{', b'data: {"choi', b"\0\0\0", b"<html>"], ids=ascii)
+async def test_a_kept_reply_that_cannot_be_read_is_called_for_again(counting, cached, tmp_path, door, stream, damaged):
+    server = await cached(counting)
+    await said(server)
+    with sqlite3.connect(tmp_path / "cache.db") as file:
+        file.execute("UPDATE replies SET body = ?", (damaged,))
+    file.close()
+    assert [await said(server, door, stream=stream) for _ in range(2)] == [(200, "2")] * 2
+
+
 async def test_a_client_that_does_not_take_a_kept_reply_is_hung_up_on(tmp_path):
     """Its head is out: a second one, with a status of 500, would be no answer."""
     cache = SqliteCache(tmp_path / "cache.db")
