@@ -24,6 +24,7 @@ Json = dict[str, Any]
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "report.html.tmpl"
 SHOWN_ROLLOUTS = 10
+MAX_SHOWN_ITEMS = 100
 MAX_SHOWN_CHARS = 4000
 COUNTS = ("expected", "ok", "failed", "missing")
 
@@ -124,7 +125,8 @@ def _said(items: Any) -> str:
     """Messages and other items, each with its role or type."""
     if not isinstance(items, list):
         return "" if items is None else f"<h4>user</h4>{_text(str(items))}"
-    return "".join(_item(item) for item in items if isinstance(item, dict))
+    more = f"<p>… ({len(items)} items)</p>" if len(items) > MAX_SHOWN_ITEMS else ""
+    return "".join(_item(item) for item in items[:MAX_SHOWN_ITEMS] if isinstance(item, dict)) + more
 
 
 def _item(item: Json) -> str:
@@ -167,7 +169,10 @@ def _text(text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()
+    try:
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()
+    except orjson.JSONEncodeError:  # rows of others, which were read and never written here
+        return "(nested too deeply to be shown)"
 
 
 def _percent(value: float | None) -> str:

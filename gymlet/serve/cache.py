@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,13 +46,13 @@ _SCHEMA = """
 T = TypeVar("T")
 
 
-def call_digest(origin: str, request: Json, repeat: int | str | None) -> bytes:
+def call_digest(origin: str, request: Json, repeat: int | str | None, *, times: int = 1) -> bytes:
     """The digest of a call: whose model it is, the chat request with all its parameters, and which repeat asks.
 
-    Calls that leave ``repeat`` out share their reply.
+    Calls that leave ``repeat`` out share their reply. ``times``: how often the repeat has made it, this one included.
     """
     asked = {name: value for name, value in request.items() if name not in FORM_OF_REPLY}
-    call = {"origin": origin, "request": asked, "repeat": repeat}
+    call = {"origin": origin, "request": asked, "repeat": ascii(repeat), "times": times}
     return hashlib.blake2b(orjson.dumps(call, option=orjson.OPT_SORT_KEYS), digest_size=32).digest()
 
 
@@ -75,14 +76,13 @@ class SqliteCache:
         """The cache that a model's options ask for."""
         if options.cache is None:
             return None
-        path = Path(options.cache.partition(":")[2]).expanduser()
-        return cls(path, max_bytes=options.max_cache_bytes)
+        return cls(Path(options.cache.partition(":")[2]), max_bytes=options.max_cache_bytes)
 
     async def start(self) -> None:
         """Open the file, or make it. Raises ConfigError for one that is no cache, or cannot be written."""
         try:
             self._file = await self._in_thread(self._open)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, RuntimeError, ValueError) as error:  # the last two: of a path that is none
             raise ConfigError([Problem(f"{self.path} cannot be used: {error}", key="cache")]) from None
 
     async def stop(self) -> None:
@@ -103,6 +103,10 @@ class SqliteCache:
         """Keep the reply to a call; the first of several for one call stays."""
         await self._guarded(lambda file: _put(file, key, body, self._max_bytes))
 
+    async def forget(self, key: bytes) -> None:
+        """Give up a reply that cannot be read."""
+        await self._guarded(lambda file: _forget(file, key))
+
     async def _guarded(self, does: Callable[[sqlite3.Connection], T]) -> T | None:
         file = self._file
         if file is None:
@@ -120,12 +124,13 @@ class SqliteCache:
         return await asyncio.get_running_loop().run_in_executor(self._thread, does)
 
     def _open(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        path = self.path.expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
-            file.execute("PRAGMA journal_mode = WAL")
-            file.execute("PRAGMA synchronous = NORMAL")
             _check_version(file)
+            _begin_wal(file)
+            file.execute("PRAGMA synchronous = NORMAL")
             file.executescript(_SCHEMA)
         except BaseException:
             file.close()
@@ -134,15 +139,36 @@ class SqliteCache:
 
 
 def _check_version(file: sqlite3.Connection) -> None:
-    """Raises sqlite3.DatabaseError for a file that is no database, or one of another version."""
+    """Raises sqlite3.DatabaseError for a file that is no cache, or one of another version."""
+    is_empty = file.execute("SELECT 1 FROM sqlite_master").fetchone() is None  # before the version: it is made with it
     found: int = file.execute("PRAGMA user_version").fetchone()[0]
     if found not in (0, SCHEMA_VERSION):
         raise sqlite3.DatabaseError(f"it is of version {found}, this gymlet writes {SCHEMA_VERSION}")
+    if not found and not is_empty:
+        raise sqlite3.DatabaseError("it is a database of something else")
+
+
+def _begin_wal(file: sqlite3.Connection) -> None:
+    """Of processes that open a new file at once, SQLite refuses some without a wait. Raises sqlite3.Error."""
+    gives_up = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > gives_up:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _get(file: sqlite3.Connection, key: bytes) -> bytes | None:
     found = file.execute("SELECT body FROM replies WHERE key = ?", (key,)).fetchone()
     return None if found is None else bytes(found[0])
+
+
+def _forget(file: sqlite3.Connection, key: bytes) -> None:
+    file.execute("DELETE FROM replies WHERE key = ?", (key,))
 
 
 def _put(file: sqlite3.Connection, key: bytes, body: bytes, max_bytes: int | None) -> None:

@@ -17,6 +17,7 @@ from gymlet.upstream.call import Upstream
 from gymlet.upstream.lane import Outcome
 from gymlet.upstream.watch import CALLS
 from gymlet.wire.deltas import Json
+from gymlet.wire.errors import ProviderError
 
 T = TypeVar("T")
 Read = Callable[[Body], Awaitable[T]]
@@ -45,11 +46,22 @@ class CachedUpstream:
             kept = await self._cache.get(key)
             if kept is None:
                 return await self._call(key, body, read, session)
+        try:
+            result = await self._read_kept(kept, read)
+        except ProviderError:  # what was fit to be kept is damaged now, or another reader's
+            await self._cache.forget(key)
+            return await self._call(key, body, read, session)
         log = CALLS.get()
         if log is not None:
             log.cached += 1
-        async with asyncio.timeout(self._total_timeout_s):
-            return await read(_Kept(kept))
+        return result
+
+    async def _read_kept(self, kept: bytes, read: Read[T]) -> T:
+        try:
+            async with asyncio.timeout(self._total_timeout_s):
+                return await read(_Kept(kept))
+        except TimeoutError:  # the client does not take it, and has its head already: all there is left is to hang up
+            raise asyncio.CancelledError from None
 
     def _key(self, body: Json) -> bytes:
         """A rollout that makes a call again wants another answer; when the rollout is run again, the same two."""
@@ -58,8 +70,7 @@ class CachedUpstream:
             return call_digest(self._origin, body, None)
         key = call_digest(self._origin, body, log.repeat)
         log.asked[key] += 1
-        times = log.asked[key]
-        return key if times == 1 else call_digest(self._origin, body, f"{log.repeat}, time {times}")
+        return call_digest(self._origin, body, log.repeat, times=log.asked[key])
 
     @asynccontextmanager
     async def _one_of(self, key: bytes) -> AsyncIterator[None]:
@@ -159,4 +170,5 @@ class _Kept:
         return piece
 
     async def read_some(self) -> bytes:
+        await asyncio.sleep(0)  # others get their turn: nothing else in the reading of a long reply waits
         return self.read_now()

@@ -18,8 +18,9 @@ class InferenceProvider(ModelServer):
 
     @property
     def origin(self) -> str:
-        """The provider's host, or its hosts."""
-        return ",".join(dict.fromkeys(urlsplit(url).netloc for url in self.options.base_urls))
+        """The provider's host and path, or all of them: at some hosts the path says which model it is."""
+        places = (urlsplit(url) for url in self.options.base_urls)
+        return ",".join(dict.fromkeys(place.netloc + place.path.rstrip("/") for place in places))
 
     async def open_provider(self) -> Provider:
         """The provider as configured."""

@@ -7,7 +7,7 @@ import pytest
 
 from gymlet.rollout.files import RunFiles
 from gymlet.rollout.metrics import MetricsSpec
-from gymlet.rollout.report import MAX_SHOWN_CHARS, SHOWN_ROLLOUTS, write_report
+from gymlet.rollout.report import MAX_SHOWN_CHARS, MAX_SHOWN_ITEMS, SHOWN_ROLLOUTS, write_report
 from gymlet.rollout.scores import score_run
 
 ATTACK = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -118,6 +118,20 @@ def test_a_large_run_has_a_small_page(page, tmp_path):
     text = page(rows).text
     assert text.count(": reward") == SHOWN_ROLLOUTS
     assert (tmp_path / "run_report.html").stat().st_size < 2 * SHOWN_ROLLOUTS * MAX_SHOWN_CHARS
+
+
+def test_a_long_rollout_is_shown_by_its_first_items(page):
+    html = page([row(0, 0, response={"output": [told(f"item {number}.") for number in range(MAX_SHOWN_ITEMS + 1)]})])
+    assert f"item {MAX_SHOWN_ITEMS - 1}." in html.text
+    assert f"item {MAX_SHOWN_ITEMS}." not in html.text
+    assert f"({MAX_SHOWN_ITEMS + 1} items)" in html.text
+
+
+def test_a_row_that_can_be_read_and_not_written_is_shown(tmp_path):
+    files = RunFiles(tmp_path / "run.jsonl")
+    files.output.write_bytes(orjson.dumps(row(0, 0, deep=0)).replace(b":0}", b":" + b"[" * 300 + b"]" * 300 + b"}"))
+    write_report(files, {}, [])
+    assert "nested too deeply to be shown" in files.report.read_text("utf-8")
 
 
 def test_a_run_without_anything_has_a_page(page):

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from gymlet.config.problems import ConfigError
+from gymlet.config.schema import ModelOptions
 from gymlet.serve.cache import SqliteCache, call_digest
 
 REQUEST = {"messages": [{"role": "user", "content": "2 + 2?"}], "temperature": 0.7}
@@ -48,12 +49,18 @@ OTHERS = {
     "another repeat": ("p/m", REQUEST, 1),
     "no repeat": ("p/m", REQUEST, None),
     "a repeat of another kind": ("p/m", REQUEST, "0"),
+    "a repeat that is not UTF-8": ("p/m", REQUEST, "\udcff"),
 }
 
 
 @pytest.mark.parametrize("call", OTHERS.values(), ids=OTHERS)
 def test_another_call_has_another_key(call):
     assert call_digest(*call) != key()
+
+
+def test_the_second_time_is_no_name_of_a_repeat():
+    second = call_digest("p/m", REQUEST, 0, times=2)
+    assert second not in {call_digest("p/m", REQUEST, repeat) for repeat in (0, 2, "0, time 2")}
 
 
 SAME = {
@@ -180,6 +187,44 @@ async def test_nothing_of_the_request_is_in_the_file(open_cache):
     assert b"secret" not in content
     assert b"private" not in content
     assert b"p/v1" not in content
+
+
+async def test_a_new_file_may_be_opened_while_another_opens_it(open_cache, tmp_path):
+    """SQLite refuses who changes the file's mode while another writes, and does not wait."""
+    path = tmp_path / "deep" / "cache.db"
+    path.parent.mkdir()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    opening = asyncio.create_task(open_cache())
+    for _ in range(100):
+        await asyncio.sleep(0.001)
+    assert not opening.done()
+    other.execute("COMMIT")
+    other.close()
+    cache = await opening
+    await cache.put(key(), reply())
+    assert await cache.get(key()) == reply()
+
+
+async def test_a_database_of_something_else_is_left_alone(tmp_path):
+    path = tmp_path / "cache.db"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE notes (text)")
+    other.close()
+    before = path.read_bytes()
+    cache = SqliteCache(path)
+    with pytest.raises(ConfigError, match="a database of something else"):
+        await cache.start()
+    await cache.stop()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/cache.db", "cache\0.db", ".", "/dev/null/cache.db"], ids=ascii)
+async def test_a_path_that_is_none_is_told(path):
+    cache = SqliteCache.of(ModelOptions(model="m", cache=f"sqlite:{path}"))
+    with pytest.raises(ConfigError, match="cannot be used"):
+        await cache.start()
+    await cache.stop()
 
 
 @pytest.mark.parametrize("content", [b"no database at all, but long enough to be looked at", "newer"], ids=str)

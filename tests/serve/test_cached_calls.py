@@ -2,11 +2,16 @@
 
 import asyncio
 import sqlite3
+from types import SimpleNamespace
 
 import orjson
 import pytest
 from aiohttp import web
 from serve.faults import until
+from yarl import URL
+
+from gymlet.serve.cache import SqliteCache, call_digest
+from gymlet.serve.cached_calls import CachedUpstream
 
 RESPONSES, CHAT = "/v1/responses", "/v1/chat/completions"
 PARTS = [{"type": "text", "text": "hi"}]
@@ -234,6 +239,69 @@ async def test_a_request_of_another_model_instance_is_another_call(counting, cac
     await said(await cached(counting))
     assert await said(await cached(elsewhere)) == (200, "1")
     assert (counting.asked, elsewhere.asked) == (1, 1)
+
+
+async def test_a_model_below_another_path_is_another(counting, serve, cached):
+    """Where a deployment is part of the URL, a model's name says nothing."""
+    app = web.Application()
+    for name in ("a", "b"):
+        app.router.add_post(f"/{name}/v1/chat/completions", counting.complete)
+    host = (await serve(app)).url
+    for name, text in (("a", "1"), ("b", "2"), ("a", "1")):
+        assert await said(await cached(SimpleNamespace(url=f"{host}/{name}"))) == (200, text)
+
+
+async def test_a_header_that_is_not_utf_8_names_a_repeat(counting, cached):
+    server = await cached(counting)
+    url = URL(server.url)
+    body = orjson.dumps({"input": "hi"})
+    texts = []
+    for repeat in (b"\xff", b"\xfe", b"\xff"):
+        head = f"POST {url.path.rstrip('/')}{RESPONSES} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(head.encode() + b"Connection: close\r\n" + REPEAT.encode() + b": " + repeat + b"\r\n\r\n" + body)
+        texts.append(text_of((await reader.read()).partition(b"\r\n\r\n")[2], RESPONSES, stream=False))
+        writer.close()
+        await writer.wait_closed()
+    assert texts == ["1", "2", "1"]
+
+
+@pytest.mark.parametrize(("door", "stream"), FORMS)
+@pytest.mark.parametrize("damaged", [b"", b'{"choices": [{', b'data: {"choi', b"\0\0\0", b"<html>"], ids=ascii)
+async def test_a_kept_reply_that_cannot_be_read_is_called_for_again(counting, cached, tmp_path, door, stream, damaged):
+    server = await cached(counting)
+    await said(server)
+    with sqlite3.connect(tmp_path / "cache.db") as file:
+        file.execute("UPDATE replies SET body = ?", (damaged,))
+    file.close()
+    assert [await said(server, door, stream=stream) for _ in range(2)] == [(200, "2")] * 2
+
+
+async def test_a_client_that_does_not_take_a_kept_reply_is_hung_up_on(tmp_path):
+    """Its head is out: a second one, with a status of 500, would be no answer."""
+    cache = SqliteCache(tmp_path / "cache.db")
+    await cache.start()
+    await cache.put(call_digest("p/m", {}, None), b"{}")
+    calls = CachedUpstream(None, cache, "p/m", total_timeout_s=0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await calls.call({}, lambda _answer: asyncio.sleep(60))
+    await cache.stop()
+
+
+async def test_a_kept_reply_is_read_in_turns_with_others(tmp_path):
+    cache = SqliteCache(tmp_path / "cache.db")
+    await cache.start()
+    await cache.put(call_digest("p/m", {}, None), b"x" * 1_000_000)
+    turns = []
+
+    async def read(answer):
+        asyncio.get_running_loop().call_soon(turns.append, "another's")
+        while await answer.read_some():
+            turns.append("its own")
+
+    await CachedUpstream(None, cache, "p/m", total_timeout_s=60).call({}, read)
+    await cache.stop()
+    assert turns[:2] == ["another's", "its own"]
 
 
 async def test_without_it_every_call_is_made(counting, gymlet):
