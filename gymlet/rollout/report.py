@@ -24,6 +24,7 @@ Json = dict[str, Any]
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "report.html.tmpl"
 SHOWN_ROLLOUTS = 10
+SHOWN_CLASSES = 50
 MAX_SHOWN_ITEMS = 100
 MAX_SHOWN_CHARS = 4000
 COUNTS = ("expected", "ok", "failed", "missing")
@@ -101,8 +102,9 @@ def _failures(rows: Iterable[Json]) -> Iterator[str]:
         attempts[name] += 1
         examples.setdefault(name, f"({row[TASK]}, {row[ROLLOUT]}): {told.get('message')}")
     if attempts:
-        yield "<h2>Attempts that failed</h2>"
-        lines = ((escape(name), str(count), _text(examples[name])) for name, count in attempts.most_common())
+        yield f"<h2>Attempts that failed: {attempts.total()}</h2>"
+        shown = attempts.most_common(SHOWN_CLASSES)
+        lines = ((escape(name), str(count), _text(examples[name])) for name, count in shown)
         yield _table(("class", "attempts", "the first: task, rollout, and what was told"), lines)
 
 
