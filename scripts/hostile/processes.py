@@ -99,10 +99,11 @@ async def _running(port: int, folder: Path, log: Path, *command: str) -> AsyncIt
 
 
 async def _wait_for(port: int, process: asyncio.subprocess.Process, log: Path) -> None:
+    """Until it answers: a system accepts connections before the server does."""
     async with asyncio.timeout(START_TIMEOUT_S):
         while True:
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
             except ConnectionRefusedError:
                 if process.returncode is not None:
                     raise SystemExit(
@@ -110,6 +111,8 @@ async def _wait_for(port: int, process: asyncio.subprocess.Process, log: Path) -
                     ) from None
                 await asyncio.sleep(0.05)
             else:
+                writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+                await reader.read(1)
                 writer.close()
                 return
 
