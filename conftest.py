@@ -23,6 +23,9 @@ from scripts.scripted_provider import BUILT_IN, REQUESTS
 from scripts.scripted_provider import make_app as make_provider
 
 ROOT = Path(__file__).resolve().parent
+BIN = Path(os.environ.get("GYMLET_BIN", Path(sys.executable).parent))
+"""Where the commands are; of an installed wheel, somewhere else."""
+
 MCQA = "resources_servers/mcqa/configs/mcqa.yaml"
 PROVIDER = "responses_api_models/inference_provider/configs/inference_provider.yaml"
 NO_RETRIES = "++policy_model.responses_api_models.inference_provider.max_retries=0"
@@ -140,6 +143,32 @@ def free_port():
     """A loopback port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return sock.getsockname()[1]
+
+
+@pytest.fixture
+async def spawn(tmp_path):
+    """Start a command in a folder of its own, and kill it at the end: ``await spawn("ng_run", "+a=b")``."""
+    started = []
+
+    async def start(name, *arguments, **options):
+        process = await asyncio.create_subprocess_exec(
+            str(BIN / name),
+            *arguments,
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "200"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
 
 
 @pytest.fixture

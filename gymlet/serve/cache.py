@@ -46,14 +46,23 @@ _SCHEMA = """
 T = TypeVar("T")
 
 
-def call_digest(origin: str, request: Json, repeat: int | str | None, *, times: int = 1) -> bytes:
+def call_digest(origin: str, request: Json, repeat: int | str | None) -> bytes:
     """The digest of a call: whose model it is, the chat request with all its parameters, and which repeat asks.
 
-    Calls that leave ``repeat`` out share their reply. ``times``: how often the repeat has made it, this one included.
+    Calls that leave ``repeat`` out share their reply.
     """
     asked = {name: value for name, value in request.items() if name not in FORM_OF_REPLY}
-    call = {"origin": origin, "request": asked, "repeat": ascii(repeat), "times": times}
-    return hashlib.blake2b(orjson.dumps(call, option=orjson.OPT_SORT_KEYS), digest_size=32).digest()
+    call = {"origin": origin, "request": asked, "repeat": ascii(repeat)}
+    return _digest(orjson.dumps(call, option=orjson.OPT_SORT_KEYS))
+
+
+def nth_digest(digest: bytes, times: int) -> bytes:
+    """The digest of a call that a repeat makes for the n-th time; the first time it is the call's own."""
+    return digest if times == 1 else _digest(b"%b%d" % (digest, times))
+
+
+def _digest(of: bytes) -> bytes:
+    return hashlib.blake2b(of, digest_size=32).digest()
 
 
 class SqliteCache:
@@ -83,6 +92,7 @@ class SqliteCache:
         try:
             self._file = await self._in_thread(self._open)
         except (sqlite3.Error, OSError, RuntimeError, ValueError) as error:  # the last two: of a path that is none
+            self._thread.shutdown()
             raise ConfigError([Problem(f"{self.path} cannot be used: {error}", key="cache")]) from None
 
     async def stop(self) -> None:

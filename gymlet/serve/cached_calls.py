@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from gymlet.serve.cache import SqliteCache, call_digest
+from gymlet.serve.cache import SqliteCache, call_digest, nth_digest
 from gymlet.serve.streaming import MAX_BODY_BYTES, Body
 from gymlet.upstream.call import Upstream
 from gymlet.upstream.lane import Outcome
+from gymlet.upstream.provider import Provider
 from gymlet.upstream.watch import CALLS
 from gymlet.wire.deltas import Json
-from gymlet.wire.errors import ProviderError
+from gymlet.wire.errors import ProviderError, StreamError
 
 T = TypeVar("T")
 Read = Callable[[Body], Awaitable[T]]
@@ -27,7 +28,7 @@ PIECE_BYTES = 64 * 1024
 
 
 class CachedUpstream:
-    """Stands before ``upstream``, and calls it for what ``cache`` does not have. Owns what is under way.
+    """Stands in the place of ``upstream``, and calls it for what ``cache`` does not have. Owns both, and equal calls.
 
     ``origin``: whose model it is. ``total_timeout_s``: the longest that a client may take a kept reply.
     """
@@ -38,6 +39,24 @@ class CachedUpstream:
         self._origin = origin
         self._total_timeout_s = total_timeout_s
         self._under_way: dict[bytes, asyncio.Event] = {}
+
+    @property
+    def provider(self) -> Provider:
+        """Whom ``upstream`` calls."""
+        return self._upstream.provider
+
+    async def close(self) -> None:
+        """Give the connections back, and close the file."""
+        await self._upstream.close()
+        await self._cache.stop()
+
+    def interrupt(self, error: StreamError) -> None:
+        """As ``Upstream.interrupt``."""
+        self._upstream.interrupt(error)
+
+    async def to_json(self) -> Json:
+        """As ``Upstream.to_json``, and how many calls the cache has answered."""
+        return {**await self._upstream.to_json(), "cached": self._cache.hits}
 
     async def call(self, body: Json, read: Read[T], *, session: str | None = None) -> T:
         """As ``Upstream.call``."""
@@ -70,7 +89,7 @@ class CachedUpstream:
             return call_digest(self._origin, body, None)
         key = call_digest(self._origin, body, log.repeat)
         log.asked[key] += 1
-        return call_digest(self._origin, body, log.repeat, times=log.asked[key])
+        return nth_digest(key, log.asked[key])
 
     @asynccontextmanager
     async def _one_of(self, key: bytes) -> AsyncIterator[None]:

@@ -14,17 +14,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from typing import Any
 
+from gymlet.rollout.processes.signals import SIGNALS
 from gymlet.serve.traffic import Stop
 
 log = logging.getLogger(__name__)
 
 READY, SOON, NOW = b"r", b"s", b"n"
 EXIT_BROKEN = 1
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 
 Ready = Callable[[], None]
 Work = Callable[[Stop, Ready], Coroutine[Any, Any, None]]
@@ -114,28 +114,6 @@ class Child:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
-
-
-@contextmanager
-def signals() -> Iterator[socket.socket]:
-    """A socket on which the numbers of SIGNALS arrive."""
-    wake, waker = socket.socketpair()
-    waker.setblocking(False)
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-    old_waker = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    try:
-        yield wake
-    finally:
-        signal.set_wakeup_fd(old_waker)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        wake.close()
-        waker.close()
-
-
-def cause(code: int) -> str:
-    """How a process ended, in words."""
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def kill(children: Iterable[Child]) -> None:

@@ -90,9 +90,7 @@ class ModelServer:
         self._seal = Seal(self._whose)
         self._store = ResponseStore(options.max_stored_responses)
         self.limiters: Limiters = LocalLimiters()
-        self._upstream: Upstream | None = None
-        self._cache = SqliteCache.of(options)
-        self._caller: Upstream | CachedUpstream | None = None
+        self._upstream: Upstream | CachedUpstream | None = None
         self._fellows: Fellows | None = None
         self._new_id = new_id
 
@@ -110,21 +108,19 @@ class ModelServer:
 
     async def start(self) -> None:
         """Get ready to call the provider. Raises ConfigError for a cache that cannot be used."""
-        if self._cache is not None:
-            await self._cache.start()
+        options = self.options
         provider = await self.open_provider()
-        self._caller = self._upstream = Upstream(provider, self.options, self.limiters.of(provider, self.options))
-        if self._cache is not None:
-            total_timeout_s = self.options.total_timeout_s
-            self._caller = CachedUpstream(self._upstream, self._cache, self._whose, total_timeout_s=total_timeout_s)
+        self._upstream = upstream = Upstream(provider, options, self.limiters.of(provider, options))
+        cache = SqliteCache.of(options)
+        if cache is not None:
+            await cache.start()
+            self._upstream = CachedUpstream(upstream, cache, self._whose, total_timeout_s=options.total_timeout_s)
 
     async def stop(self) -> None:
-        """Close the connections, the provider and the cache."""
+        """Close the connections, the cache and the provider."""
         if self._upstream is not None:
             await self._upstream.close()
         await self.close_provider()
-        if self._cache is not None:
-            await self._cache.stop()
 
     def interrupt(self, error: StreamError) -> None:
         """End every call of the provider, and those to come, with ``error``: streams in band, whole replies by it."""
@@ -160,8 +156,7 @@ class ModelServer:
 
         ``cached``: the calls that the cache has answered, where there is one.
         """
-        cached = {} if self._cache is None else {"cached": self._cache.hits}
-        return {**await self._provider.to_json(), **cached}
+        return await self._provider.to_json()
 
     async def respond(self, request: Json) -> Json:
         """A Responses request from inside this process. Raises RequestError or ProviderError."""
@@ -169,7 +164,7 @@ class ModelServer:
         return (await self._call(exchange, streaming.collect)).response
 
     @property
-    def _provider(self) -> Upstream:
+    def _provider(self) -> Upstream | CachedUpstream:
         assert self._upstream is not None, "start() comes first"  # noqa: S101
         return self._upstream
 
@@ -224,8 +219,7 @@ class ModelServer:
             return json_response((await self._call(exchange, collect)).body)
 
     async def _call(self, exchange: Exchange, read: Callable[[NewReply, Body], Awaitable[T]]) -> T:
-        assert self._caller is not None, "start() comes first"  # noqa: S101
-        return await self._caller.call(exchange.body, partial(read, exchange.new_reply), session=exchange.session)
+        return await self._provider.call(exchange.body, partial(read, exchange.new_reply), session=exchange.session)
 
     async def _open(self, request: Json, stream: bool, door: Door) -> Exchange:
         """Begin an exchange, with what other workers have stored of what the request refers to."""

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gymlet.serve.child import NOW, SOON, Child, Ready, Run, Work, cause, kill, signals
+from gymlet.rollout.processes.signals import cause, signals
+from gymlet.serve.child import NOW, SOON, Child, Ready, Run, Work, kill
 from gymlet.serve.traffic import Stop
 
 log = logging.getLogger(__name__)

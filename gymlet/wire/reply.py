@@ -192,10 +192,8 @@ class Reply:
         try:
             found = self._reader.feed(payload)
         except MISSHAPEN:
-            found, failure = (
-                [],
-                StreamError(f"the provider sent a chunk that is no chat completion: {self._start(data)}"),
-            )
+            found = []
+            failure = StreamError(f"the provider sent a chunk that is no chat completion: {self._start(data)}")
         failure = self._reader.failure or failure
         if failure is None:
             deltas += found

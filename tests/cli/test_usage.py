@@ -1,17 +1,13 @@
 """The commands as users type them, each a process of its own, against the scripted provider."""
 
 import asyncio
-import os
 import signal
-import sys
 from collections import Counter
-from pathlib import Path
 
 import aiohttp
 import orjson
 import pytest
 
-BIN = Path(os.environ.get("GYMLET_BIN", Path(sys.executable).parent))
 CONFIGS = (
     "resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/inference_provider/configs/inference_provider.yaml"
 )
@@ -19,33 +15,12 @@ KEY = "sk-very-secret-0123456789"
 
 
 @pytest.fixture
-async def cli(tmp_path, provider):
+async def cli(tmp_path, provider, spawn):
     """Start commands in a folder with an env.yaml; what still runs at the end is killed."""
     (tmp_path / "env.yaml").write_text(
         f"policy_api_key: {KEY}\npolicy_model_name: boxed-random\npolicy_base_url: {provider.url}/v1\n"
     )
-    started = []
-
-    async def start(name, *arguments):
-        pipe = asyncio.subprocess.PIPE
-        env = {**os.environ, "COLUMNS": "200"}
-        process = await asyncio.create_subprocess_exec(
-            str(BIN / name),
-            *arguments,
-            cwd=tmp_path,
-            env=env,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=pipe,
-            stderr=pipe,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
+    return spawn
 
 
 async def finish(process):

@@ -6,11 +6,13 @@ import resource
 import signal
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import orjson
 import pytest
 from aiohttp import web
+from serve import faults
 
 from gymlet.cli.ng_collect_rollouts import resume_command
 from gymlet.cli.progress import Progress
@@ -23,6 +25,7 @@ from gymlet.serve.peers import RemoteAgents
 from gymlet.wire.errors import AgentError, GymletError, ProviderError
 
 BIN = Path(sys.executable).parent
+until = partial(faults.until, within_s=60.0)
 MCQA = "resources_servers/mcqa/configs/mcqa.yaml"
 PROVIDER = "responses_api_models/inference_provider/configs/inference_provider.yaml"
 ANSWER = {
@@ -73,44 +76,27 @@ async def gate(serve, tmp_path):
 
 
 @pytest.fixture
-async def collector(tmp_path):
+async def collector(spawn):
     """Start the command: ``await collector("+num_repeats=2")``."""
-    started = []
 
     async def start(*arguments, preexec_fn=None, config_paths=f"+config_paths=[{MCQA},{PROVIDER}]"):
-        process = await asyncio.create_subprocess_exec(
-            str(BIN / "ng_collect_rollouts"),
+        return await spawn(
+            "ng_collect_rollouts",
             *([config_paths] if config_paths else []),
             "+agent_name=mcqa_simple_agent",
             "+input_jsonl_fpath=rows.jsonl",
             "+output_jsonl_fpath=out.jsonl",
             "+num_samples_in_parallel=4",
             *arguments,
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "200"},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
             preexec_fn=preexec_fn,
         )
-        started.append(process)
-        return process
 
-    yield start
-    for process in started:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
+    return start
 
 
 async def end(process):
     out, err = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode, out.decode(), err.decode()
-
-
-async def until(condition):
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  another process makes it true
-            await asyncio.sleep(0.02)
 
 
 def rows_of(path):

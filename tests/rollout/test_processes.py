@@ -5,15 +5,17 @@ import os
 import signal
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import orjson
 import pytest
 from aiohttp import web
+from serve import faults
 
 from gymlet.rollout.processes.blame import Marks, marked
 
-BIN = Path(sys.executable).parent
+until = partial(faults.until, within_s=60.0)
 PROVIDER = "responses_api_models/inference_provider/configs/inference_provider.yaml"
 LOCAL = "responses_api_models/local_model/configs/local_model.yaml"
 ROWS = 24
@@ -140,13 +142,12 @@ def write_rows(folder, does=None):
 
 
 @pytest.fixture
-async def collector(tmp_path):
+async def collector(spawn):
     """Start the command, with two workers, in a group of its own: ``await collector("+key=value")``."""
-    started = []
 
     async def start(*arguments, workers=2, model=PROVIDER):
-        process = await asyncio.create_subprocess_exec(
-            str(BIN / "ng_collect_rollouts"),
+        return await spawn(
+            "ng_collect_rollouts",
             *([f"+config_paths=[probe.yaml,{model}]"] if model else []),
             "+agent_name=probe_agent",
             "+input_jsonl_fpath=rows.jsonl",
@@ -154,31 +155,15 @@ async def collector(tmp_path):
             "+num_samples_in_parallel=8",
             *([f"+num_workers={workers}"] if workers else []),
             *arguments,
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "200"},
             start_new_session=True,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
         )
-        started.append(process)
-        return process
 
-    yield start
-    for process in started:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
+    return start
 
 
 async def end(process):
     out, err = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode, out.decode(), err.decode()
-
-
-async def until(condition):
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  another process makes it true
-            await asyncio.sleep(0.02)
 
 
 async def until_line(stream, words):

@@ -11,7 +11,7 @@ import pytest
 
 from gymlet.config.problems import ConfigError
 from gymlet.config.schema import ModelOptions
-from gymlet.serve.cache import SqliteCache, call_digest
+from gymlet.serve.cache import SqliteCache, call_digest, nth_digest
 
 REQUEST = {"messages": [{"role": "user", "content": "2 + 2?"}], "temperature": 0.7}
 
@@ -59,7 +59,7 @@ def test_another_call_has_another_key(call):
 
 
 def test_the_second_time_is_no_name_of_a_repeat():
-    second = call_digest("p/m", REQUEST, 0, times=2)
+    second = nth_digest(call_digest("p/m", REQUEST, 0), 2)
     assert second not in {call_digest("p/m", REQUEST, repeat) for repeat in (0, 2, "0, time 2")}
 
 

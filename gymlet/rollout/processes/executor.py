@@ -19,7 +19,8 @@ from gymlet.rollout.episode import Ended
 from gymlet.rollout.executor import Node, NodeGone, NodeLost
 from gymlet.rollout.keys import Key
 from gymlet.rollout.processes.link import Back, Counted, Give, Link, Message, Permits, Ready, Refused, Stop
-from gymlet.rollout.processes.nursery import Born, Nursery, cause
+from gymlet.rollout.processes.nursery import Born, Nursery
+from gymlet.rollout.processes.signals import cause
 from gymlet.rollout.processes.worker import PermitPost
 from gymlet.rollout.todo import Task
 from gymlet.upstream.limiter import LocalLimiter

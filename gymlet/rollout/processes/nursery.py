@@ -22,6 +22,7 @@ from functools import partial
 from typing import NamedTuple, NoReturn
 
 from gymlet.rollout.processes.blame import Mark, Marks
+from gymlet.rollout.processes.signals import signals
 from gymlet.wire.errors import GymletError
 
 log = logging.getLogger(__name__)
@@ -148,29 +149,26 @@ class Keeper:
         """Obey until the other end is closed; then end all workers, and this process."""
         code = EXIT_BROKEN
         try:
-            self._wake, waker = socket.socketpair()
-            for end in (self._wake, waker):
-                end.setblocking(False)
-            for number in (*STOPPING, signal.SIGCHLD):
-                signal.signal(number, lambda *_: None)  # not SIG_IGN: what a verifier starts would inherit that
-            signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-            self._selector.register(self._wake, selectors.EVENT_READ)
-            self._selector.register(self._control, selectors.EVENT_READ)
-            while self._step():
-                pass
+            with signals() as wake:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+                try:
+                    self._selector.register(wake, selectors.EVENT_READ)
+                    self._selector.register(self._control, selectors.EVENT_READ)
+                    while self._step(wake):
+                        pass
+                finally:
+                    self._end_all()
             code = 0
         except BaseException:
             log.exception("the process that starts the workers broke")
         finally:
-            self._end_all()
             os._exit(code)
 
-    def _step(self) -> bool:
+    def _step(self, wake: socket.socket) -> bool:
         """Wait for a word, or the end of a worker; False when there is nobody to obey."""
         for key, _ in self._selector.select():
-            if key.fileobj is self._wake:
-                self._wake.recv(4096)
+            if key.fileobj is wake:
+                wake.recv(4096)
                 self._reap()
             elif not self._obey():
                 return False
@@ -252,8 +250,3 @@ def _obey_signals() -> None:
     """In what a verifier forks: it may rely on ending it with a signal."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def cause(code: int) -> str:
-    """How a worker ended, in words."""
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
