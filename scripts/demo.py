@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import socket
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from gymlet.wire.sse import SseDecoder
 
 CONFIGS = "resources_servers/mcqa/configs/mcqa.yaml,responses_api_models/local_model/configs/local_model_mcqa.yaml"
 DATA = "resources_servers/mcqa/data/example.jsonl"
+RESULTS = "results/demo"
 ROWS, REPEATS = 20, 2
 READY_TIMEOUT_S = 60.0
 STYLES = {"response.reasoning_summary_text.delta": "dim italic", "response.output_text.delta": "bold green"}
@@ -65,20 +66,21 @@ def _first_question() -> dict[str, Any]:
 
 async def _collect(port: int) -> int:
     out.rule(f"rollouts: {ROWS} questions, {REPEATS} times each")
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            "ng_collect_rollouts",
-            "+agent_name=mcqa_simple_agent",
-            f"+input_jsonl_fpath={DATA}",
-            f"+output_jsonl_fpath={folder}/rollouts.jsonl",
-            f"+limit={ROWS}",
-            f"+num_repeats={REPEATS}",
-            f"+head_server.port={port}",
-        ]
-        out.print(f"$ {_shown(command)}", markup=False, style="cyan")
-        collector = await _start(command)
-        code = await collector.wait()
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    command = [
+        "ng_collect_rollouts",
+        "+agent_name=mcqa_simple_agent",
+        f"+input_jsonl_fpath={DATA}",
+        f"+output_jsonl_fpath={RESULTS}/rollouts.jsonl",
+        f"+limit={ROWS}",
+        f"+num_repeats={REPEATS}",
+        f"+head_server.port={port}",
+    ]
+    out.print(f"$ {_shown(command)}", markup=False, style="cyan")
+    collector = await _start(command)
+    code = await collector.wait()
     if code == 0:
+        out.print(f"all on one page: {RESULTS}/rollouts_report.html", markup=False)
         out.print(
             "With ten options, chance is 10 %. A model of 135 million parameters knows little more than that: "
             "a grammar makes it choose a letter, and which one is its own."
