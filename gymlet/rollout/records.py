@@ -114,14 +114,18 @@ class Records:
         assert self._syncer is not None, "open() comes first"  # noqa: S101
         if self.broken is None:
             try:
-                for appender in self._appenders:
-                    if self._syncer.error is not None:
-                        raise appender.cannot_write(self._syncer.error)
-                    self._syncer.wrote(appender.flush())
+                self._write(self._syncer)
             except StorageError as error:
                 self.broken = error
         if self.broken is not None:
             raise self.broken
+
+    def _write(self, syncer: Syncer) -> None:
+        for appender in self._appenders:
+            if syncer.error is not None:
+                raise appender.cannot_write(syncer.error)
+            if appender.waiting:
+                syncer.wrote(appender.descriptor, appender.flush())
 
     def is_over(self, key: Key) -> bool:
         """Whether a rollout is not to be run: done, failed for good, or tried too often."""

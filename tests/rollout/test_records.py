@@ -58,6 +58,14 @@ def test_a_key_is_two_whole_numbers(tmp_path, index):
         list(scan(path))
 
 
+@pytest.fixture
+def synced(monkeypatch):
+    """The files that were synced, as they are."""
+    files = queue.Queue()
+    monkeypatch.setattr("os.fdatasync", files.put)
+    return files
+
+
 def test_attempts_count_each_key():
     attempts = Attempts()
     assert [attempts.add((0, 0)), attempts.add((0, 0)), attempts.add((5, 7)), attempts.add((0, 0))] == [1, 2, 1, 3]
@@ -91,7 +99,8 @@ def test_what_a_full_disk_refuses_is_not_half_written(tmp_path):
 def test_nothing_is_written_once_a_sync_failed(records, tmp_path):
     """A pipe cannot be synced: it stands for a disk that is gone."""
     reader, writer = os.pipe()
-    records._syncer._descriptors = (writer,)
+    records._syncer = Syncer([records._rows.descriptor, writer])
+    records._syncer.wrote(writer, 1)
     records.append((0, 0), row(0))
     records.flush()
     records._syncer.close()
@@ -104,24 +113,27 @@ def test_nothing_is_written_once_a_sync_failed(records, tmp_path):
     os.close(writer)
 
 
-def test_a_sync_waits_for_32_rows_or_for_a_while(monkeypatch):
-    synced = queue.Queue()
-    monkeypatch.setattr("os.fdatasync", synced.put)
+def test_a_sync_waits_for_32_rows(monkeypatch, synced):
     monkeypatch.setattr("gymlet.rollout.sync.SYNC_S", 3600)
-    syncer = Syncer([7])
+    syncer = Syncer([7, 8])
     for _ in range(SYNC_ROWS - 1):
-        syncer.wrote(1)
+        syncer.wrote(7, 1)
     with pytest.raises(queue.Empty):
         synced.get(timeout=0.1)
-    syncer.wrote(1)
+    syncer.wrote(7, 1)
     assert synced.get(timeout=30) == 7
-    monkeypatch.setattr("gymlet.rollout.sync.SYNC_S", 0.01)
-    syncer.wrote(1)
-    assert synced.get(timeout=30) == 7
-    monkeypatch.setattr("gymlet.rollout.sync.SYNC_S", 3600)
-    syncer.wrote(1)
+    syncer.wrote(8, 1)
     syncer.close()
-    assert synced.get_nowait() == 7
+    assert (synced.get_nowait(), synced.empty()) == (8, True)
+
+
+def test_a_sync_waits_no_longer_than_a_while(monkeypatch, synced):
+    monkeypatch.setattr("gymlet.rollout.sync.SYNC_S", 0.01)
+    syncer = Syncer([7])
+    syncer.wrote(7, 1)
+    assert synced.get(timeout=30) == 7
+    syncer.close()
+    assert synced.empty()
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
