@@ -75,7 +75,8 @@ class LocalLimiter:
             raise TurnedAway("closed")
         loop = asyncio.get_running_loop()
         waiting = self._pool.ask(ask, loop.time())
-        self.settle()
+        if not waiting.decided:
+            self.settle()
         if not waiting.decided:
             await self._wait(waiting, loop.create_future())
         if waiting.grant is None:
@@ -107,10 +108,9 @@ class LocalLimiter:
 
     def settle(self) -> None:
         """Let go out what can, and come back when time makes room."""
-        loop = asyncio.get_running_loop()
         if not self._pool.queued:
             return
-        now = loop.time()
+        now = asyncio.get_running_loop().time()
         for waiting in self._pool.decide(now):
             wake = self._wakes.pop(id(waiting), None)
             if wake is not None and not wake.done():

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from gymlet.upstream.lane import OUTCOMES, Grant, Lane, Outcome
 
@@ -31,8 +31,7 @@ FEW = 1000
 """So many who wait no more are not worth looking for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What a call wants.
 
     ``tokens``: its prompt's, by estimate. ``place``: its number from its first ask, to keep its place. ``tried``: the
@@ -80,15 +79,17 @@ class Pool:
         self.queued = 0
 
     def ask(self, ask: Ask, now: float) -> Waiting:
-        """Join the queue; refused at once where it is full. A call that is tried again has its place already."""
+        """Go at once where nobody waits and there is room; else join the queue, or be refused where it is full.
+
+        A call that is tried again has its place already.
+        """
         waiting = Waiting(next(self._places) if ask.place is None else ask.place, ask, now)
-        if ask.place is None and self.queued >= self._max_queued and not self._has_room(ask, now):
+        if not self.queued and (lane := self._somewhere(ask, now)) is not None:
+            waiting.grant = lane.take(ask.tokens, now)
+        elif ask.place is None and self.queued >= self._max_queued:
             waiting.refusal = "queue_full"
-            return waiting
-        self.queued += 1
-        self._enqueue(waiting, now)
-        if ask.wait_s < math.inf:
-            heapq.heappush(self._deadlines, (now + ask.wait_s, waiting))
+        else:
+            self._join(waiting, now)
         return waiting
 
     def withdraw(self, waiting: Waiting) -> None:
@@ -141,9 +142,19 @@ class Pool:
         summed = ("limit", "in_flight", "sent", *OUTCOMES)
         return {**{key: sum(lane[key] for lane in lanes) for key in summed}, "queued": self.queued, "endpoints": lanes}
 
+    def _join(self, waiting: Waiting, now: float) -> None:
+        self.queued += 1
+        self._enqueue(waiting, now)
+        if waiting.ask.wait_s < math.inf:
+            heapq.heappush(self._deadlines, (now + waiting.ask.wait_s, waiting))
+
     def _enqueue(self, waiting: Waiting, now: float) -> None:
-        lane = self._home(waiting.ask, now) if waiting.ask.session is not None and len(self.lanes) > 1 else None
+        lane = self._home(waiting.ask, now) if self._is_bound(waiting.ask) else None
         heapq.heappush(self._anywhere if lane is None else self._bound[lane.index], waiting)
+
+    def _is_bound(self, ask: Ask) -> bool:
+        """Whether it matters where it goes."""
+        return ask.session is not None and len(self.lanes) > 1
 
     def _grant_next(self, now: float) -> Waiting | None:
         """The first in line that has somewhere to go."""
@@ -171,10 +182,16 @@ class Pool:
 
     def _choose(self, ask: Ask, now: float) -> Lane | None:
         free = [lane for lane in self.lanes if lane.has_room(ask.tokens, now)]
+        if len(free) == 1:
+            return free[0]
         return min(free, key=lambda lane: (lane.index in ask.tried, lane.works, lane.load), default=None)
 
-    def _has_room(self, ask: Ask, now: float) -> bool:
-        return not self.queued and self._choose(ask, now) is not None
+    def _somewhere(self, ask: Ask, now: float) -> Lane | None:
+        """Where a call can go now."""
+        if not self._is_bound(ask):
+            return self._choose(ask, now)
+        home = self._home(ask, now)
+        return home if home.has_room(ask.tokens, now) else None
 
     def _home(self, ask: Ask, now: float) -> Lane:
         """Where a session's calls go."""

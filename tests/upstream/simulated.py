@@ -32,6 +32,7 @@ class Simulation:
         self.chance = chance
         self.pool = Pool([Lane(0, "provider", LaneLimits(ceiling))], max_queued=100_000)
         self.events = []
+        self.granted = []
         self.order = itertools.count()
         self.now = 0.0
         self.busy = 0
@@ -42,7 +43,8 @@ class Simulation:
             self.ask()
         while self.now < seconds:
             second = history[int(self.now)]
-            for waiting in self.pool.decide(self.now):
+            granted, self.granted = self.granted, []
+            for waiting in granted + self.pool.decide(self.now):
                 second.sent += 1
                 second.throttled += not self.send(waiting)
             second.limits.append(self.pool.lanes[0].to_json(self.now)["limit"])
@@ -67,7 +69,9 @@ class Simulation:
         return taken
 
     def ask(self, place=None):
-        self.pool.ask(Ask(place=place), self.now)
+        waiting = self.pool.ask(Ask(place=place), self.now)
+        if waiting.grant:
+            self.granted.append(waiting)
 
     def answer(self, grant):
         self.busy -= 1
