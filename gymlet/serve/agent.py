@@ -11,7 +11,7 @@ from gymlet.config.schema import AgentOptions
 from gymlet.rollout.metrics import ROLLOUT, MetricsSpec
 from gymlet.serve.failures import json_response
 from gymlet.serve.peers import EnvironmentPeer, ModelPeer, SessionPeer
-from gymlet.upstream.watch import CallLog, noted
+from gymlet.upstream.watch import CallLog, Noted
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import AgentError, GymletError, RequestError
 from gymlet.wire.fields import parse_object
@@ -75,7 +75,7 @@ class Agent:
             raise RequestError("'responses_create_params' must be an object", param="responses_create_params")
         timings = Timings(row.get(ROLLOUT))
         session = await self.environment.open_session(row)
-        with noted(timings.calls):
+        with Noted(timings.calls):
             response = await self._answer(params, session, timings)
         started = time.perf_counter()
         verified = await self._verify(session, {**row, "response": response})

@@ -88,8 +88,8 @@ class CachedUpstream:
         if log is None:
             return call_digest(self._origin, body, None)
         key = call_digest(self._origin, body, log.repeat)
-        log.asked[key] += 1
-        return nth_digest(key, log.asked[key])
+        times = log.asked[key] = log.asked.get(key, 0) + 1
+        return nth_digest(key, times)
 
     @asynccontextmanager
     async def _one_of(self, key: bytes) -> AsyncIterator[None]:

@@ -16,7 +16,6 @@ State belongs into the session, never into the environment: thousands of rollout
 from __future__ import annotations
 
 import inspect
-import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, TypeVar
@@ -28,6 +27,7 @@ from gymlet.config.schema import EnvironmentOptions
 from gymlet.rollout.metrics import MetricsSpec, aggregate
 from gymlet.serve.failures import json_response
 from gymlet.serve.fellows import Fellows
+from gymlet.serve.ids import random_hex
 from gymlet.wire.deltas import Json
 from gymlet.wire.errors import EnvironmentFault, GymletError, RequestError, VerifierError
 from gymlet.wire.fields import check, parse_object
@@ -143,7 +143,7 @@ class Environment:
 
     async def _seed_session(self, request: web.Request) -> web.Response:
         session = await self.open_session(parse_object(await request.read()))
-        key = secrets.token_hex(16) if self._fellows is None else self._fellows.new_id("")
+        key = random_hex() if self._fellows is None else self._fellows.new_id("")
         self._sessions[key] = session
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)

@@ -7,7 +7,6 @@ of another asks that worker over its Unix socket. A server of one worker has non
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import orjson
 from aiohttp import web
 
 from gymlet.serve.failures import FAILURE_CLASS_HEADER
+from gymlet.serve.ids import random_hex
 from gymlet.serve.request_ids import HEADER, request_id
 from gymlet.serve.workers import WorkerContext
 from gymlet.wire.errors import GymletError
@@ -54,7 +54,7 @@ class Fellows:
 
     def new_id(self, prefix: str) -> str:
         """A fresh id that says who made it: the prefix, the worker's number and 120 random bits."""
-        return f"{prefix}{self.context.index:02x}{secrets.token_hex(15)}"
+        return f"{prefix}{self.context.index:02x}{random_hex()[2:]}"
 
     def maker(self, name: str) -> int | None:
         """The other worker that made this id; None: this one did, or nobody."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,13 +16,14 @@ from gymlet.serve.cache import SqliteCache
 from gymlet.serve.cached_calls import CachedUpstream
 from gymlet.serve.failures import json_response
 from gymlet.serve.fellows import Fellows
+from gymlet.serve.ids import new_id
 from gymlet.serve.request_ids import note_provider_id
 from gymlet.serve.store import ResponseStore, Stored, references
 from gymlet.serve.streaming import Body, NewReply
 from gymlet.upstream.call import Upstream
 from gymlet.upstream.limiters import Limiters, LocalLimiters
 from gymlet.upstream.provider import Provider
-from gymlet.upstream.watch import CallLog, noted
+from gymlet.upstream.watch import CallLog, Noted
 from gymlet.wire.chat import ChatReader
 from gymlet.wire.chat_request import pass_chat
 from gymlet.wire.completions import CompletionWriter
@@ -61,11 +61,6 @@ class Exchange(NamedTuple):
 
 
 Door = Callable[[Json, bool], Exchange]
-
-
-def new_id(prefix: str) -> str:
-    """A fresh id: the prefix and 128 random bits."""
-    return prefix + secrets.token_hex(16)
 
 
 def now_s() -> int:
@@ -208,7 +203,7 @@ class ModelServer:
         payload = parse_object(await request.read())
         stream = payload.get("stream") is True
         exchange = await self._open(payload, stream, door)
-        with noted(CallLog(request.headers.get(REPEAT))):
+        with Noted(CallLog(request.headers.get(REPEAT))):
             if stream:
                 return await self._call(exchange, partial(streaming.relay, request))
 

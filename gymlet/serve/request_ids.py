@@ -6,10 +6,11 @@ goes out as ``x-provider-request-id`` as well.
 
 from __future__ import annotations
 
-import random
 import re
 
 from aiohttp import web
+
+from gymlet.serve.ids import new_id
 
 HEADER = "x-request-id"
 PROVIDER_HEADER = "x-provider-request-id"
@@ -21,8 +22,8 @@ _PROVIDER_ID = web.RequestKey("provider_id", str)
 
 
 def new_request_id() -> str:
-    """A fresh id: a name, not a secret, so that it needs no call of the system."""
-    return f"req_{random.getrandbits(128):032x}"
+    """A fresh id."""
+    return new_id("req_")
 
 
 def request_id(request: web.BaseRequest) -> str:

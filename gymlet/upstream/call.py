@@ -230,39 +230,40 @@ class _Call:
 class _Attempt:
     """One attempt under way. Owns its answer and its deadline, and can be ended from elsewhere at any time."""
 
-    __slots__ = ("_answer", "_error", "_scope", "_started", "_task", "_timer")
+    __slots__ = ("_answer", "_error", "_started", "_task", "_timer")
 
     def __init__(self, total_timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         self._started = loop.time()
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(loop)
         self._timer = loop.call_later(total_timeout_s, self._expire, total_timeout_s)
-        self._scope = asyncio.timeout(None)
         self._answer: Answer | None = None
         self._error: StreamError | None = None
 
     async def open(self, sending: Awaitable[Answer]) -> Answer:
         """The answer, once its headers are there."""
         try:
-            async with self._scope:
-                self._answer = await sending
-        except TimeoutError:
-            if self._error is None:
+            self._answer = await sending
+        except BaseException as error:
+            if self._error is None or (self._take_back() and isinstance(error, asyncio.CancelledError)):
                 raise
             raise self._error from None
         return self._answer
 
     def fail(self, error: StreamError) -> None:
         """End it with ``error``; a client that does not take even that is let go of after a while."""
-        loop = asyncio.get_running_loop()
-        self._error = error
-        if self._answer is None:
-            self._scope.reschedule(loop.time())
-            return
-        self._answer.fail(error)
-        self._timer.cancel()
-        if self._task is not None:
-            self._timer = loop.call_later(CLIENT_GRACE_S, self._task.cancel)
+        assert self._task is not None, "calls are made in tasks"  # noqa: S101
+        known, self._error = self._error, error
+        if self._answer is not None:
+            self._answer.fail(error)
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(CLIENT_GRACE_S, self._task.cancel)
+        elif known is None:
+            self._task.cancel()
+
+    def _take_back(self) -> bool:
+        """Undo the cancellation of ``fail``; whether somebody else has cancelled the task, too."""
+        return self._task is not None and self._task.uncancel() > 0
 
     def _expire(self, total_timeout_s: float) -> None:
         self.fail(timed_out(f"the provider's reply took more than {total_timeout_s:g} s (total_timeout_s)"))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 
 
@@ -22,17 +19,22 @@ class CallLog:
     retries: int = 0
     ttft_s: float | None = None
     cached: int = 0
-    asked: Counter[bytes] = field(default_factory=Counter)
+    asked: dict[bytes, int] = field(default_factory=dict)
 
 
 CALLS: ContextVar[CallLog | None] = ContextVar("calls", default=None)
 
 
-@contextmanager
-def noted(log: CallLog) -> Iterator[None]:
+class Noted:
     """Note in ``log`` the calls that are made in this block."""
-    token = CALLS.set(log)
-    try:
-        yield
-    finally:
-        CALLS.reset(token)
+
+    __slots__ = ("_log", "_token")
+
+    def __init__(self, log: CallLog) -> None:
+        self._log = log
+
+    def __enter__(self) -> None:
+        self._token: Token[CallLog | None] = CALLS.set(self._log)
+
+    def __exit__(self, *_exc: object) -> None:
+        CALLS.reset(self._token)

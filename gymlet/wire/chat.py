@@ -22,12 +22,16 @@ from gymlet.wire.deltas import (
     Usage,
 )
 from gymlet.wire.errors import StreamError
+from gymlet.wire.fields import NUMBER
 from gymlet.wire.logprobs import read_logprobs
 from gymlet.wire.provider_errors import error_in_reply, error_message
 from gymlet.wire.reasoning import TAGS
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_text")
 """In order of trust; a provider that sends two of them sends the same text twice."""
+
+CACHED_FIELDS = ("cached_input_tokens", "prompt_cache_hit_tokens", "num_cached_tokens", "cached_tokens")
+"""Where the tokens of the prompt that were cached stand, if not in its details."""
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "length": "length",
@@ -101,7 +105,7 @@ class ChatReader:
         deltas = self._read(message, whole=whole)
         return _with_logprobs(deltas, choice["logprobs"]) if choice.get("logprobs") else deltas
 
-    def close(self, *, done: bool, whole: bool = False) -> list[Delta]:
+    def close(self, *, done: bool, whole: bool = False) -> tuple[Finish, Usage | None]:
         """Finish and usage, at the end: ``done`` if a stream ended with ``[DONE]``, ``whole`` if it was no stream.
 
         It is a failure if the model never said that it had finished, and the reply may have been cut.
@@ -113,10 +117,10 @@ class ChatReader:
             self._fail(message, transient=True)
         elif self._calls.nameless():
             self._fail("the provider sent a tool call without a name")
-        deltas: list[Delta] = [Finish(FINISH_REASONS.get(self._finish or "", "stop"))]
-        if self._usage is not None:
-            deltas.append(read_usage(self._usage, excludes_reasoning=self._excludes_reasoning))
-        return deltas
+        finish = Finish(FINISH_REASONS.get(self._finish or "", "stop"))
+        if self._usage is None:
+            return finish, None
+        return finish, read_usage(self._usage, excludes_reasoning=self._excludes_reasoning)
 
     @property
     def tokens(self) -> int | None:
@@ -187,10 +191,7 @@ class _ReasoningFields:
 
     def read(self, message: Json, content: list[Delta], *, whole: bool) -> list[Delta]:
         """The reasoning that stands beside this content; where the content says it too, there is none here."""
-        found = next(
-            (text for text in map(message.get, REASONING_FIELDS) if text and isinstance(text, str)),
-            "",
-        )
+        found = _reasoning_in(message)
         details = message.get("reasoning_details")
         if not found and not details:
             return []
@@ -222,6 +223,14 @@ class _ReasoningFields:
             return ""
         self._cumulative = False
         return text
+
+
+def _reasoning_in(message: Json) -> str:
+    for name in REASONING_FIELDS:
+        text = message.get(name)
+        if text and isinstance(text, str):
+            return text
+    return ""
 
 
 def _in_tags(reasoning: str, content: list[Delta], *, whole: bool) -> bool:
@@ -262,28 +271,27 @@ def read_usage(raw: Json, *, excludes_reasoning: bool = False) -> Usage:
     out of it (xAI, Gemini), and output is total - prompt. Reasoning beyond the output is an upstream slip: clamped;
     unless the provider leaves reasoning out of both (``excludes_reasoning``): then it is added to both.
     """
-    prompt, completion = _count(raw, "prompt_tokens"), _count(raw, "completion_tokens")
-    total = _count(raw, "total_tokens") or prompt + completion
+    prompt, completion = _count(raw.get("prompt_tokens")), _count(raw.get("completion_tokens"))
+    total = _count(raw.get("total_tokens")) or prompt + completion
     output = max(completion, total - prompt)
     prompt_details = raw.get("prompt_tokens_details") or {}
     output_details = raw.get("completion_tokens_details") or {}
-    reasoning = _count(output_details, "reasoning_tokens") or _count(raw, "reasoning_output_tokens")
+    reasoning = _count(output_details.get("reasoning_tokens")) or _count(raw.get("reasoning_output_tokens"))
     if excludes_reasoning and total == prompt + completion:
         output, total = output + reasoning, total + reasoning
     return Usage(
         input_tokens=prompt,
         output_tokens=output,
         total_tokens=total,
-        cached_tokens=_count(prompt_details, "cached_tokens")
-        or _count(raw, "cached_input_tokens", "prompt_cache_hit_tokens", "num_cached_tokens", "cached_tokens"),
-        cache_write_tokens=_count(prompt_details, "cache_write_tokens"),
+        cached_tokens=_count(prompt_details.get("cached_tokens")) or _cached_beside(raw),
+        cache_write_tokens=_count(prompt_details.get("cache_write_tokens")),
         reasoning_tokens=min(output, reasoning),
     )
 
 
-def _count(raw: Json, *names: str) -> int:
-    for name in names:
-        value = raw.get(name)
-        if isinstance(value, int | float) and 0 < value < MAX_COUNT:
-            return int(value)
-    return 0
+def _cached_beside(raw: Json) -> int:
+    return next((count for name in CACHED_FIELDS if name in raw and (count := _count(raw[name]))), 0)
+
+
+def _count(value: object) -> int:
+    return int(value) if isinstance(value, NUMBER) and 0 < value < MAX_COUNT else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Json = dict[str, Any]
 """A JSON object as it crosses the wire."""
@@ -85,8 +85,7 @@ class Finish:
     reason: FinishReason
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens of one reply. ``output_tokens`` includes the reasoning tokens."""
 
     input_tokens: int

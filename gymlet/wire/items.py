@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import orjson
 
@@ -42,6 +42,10 @@ class PartForm:
     part_done: str
     part_extra: Json = field(default_factory=dict)
     event_extra: Json = field(default_factory=dict)
+
+    def part(self, text: str) -> Json:
+        """The part with this text in it."""
+        return {"type": self.part_type, self.text_key: text, **self.part_extra}
 
 
 def _form(part_type: str, events: str, text_key: str = "text", **extra: Any) -> PartForm:
@@ -79,7 +83,12 @@ DeltaEnds = tuple[bytes, bytes]
 
 
 class Events:
-    """Numbers events and collects their bytes. Owns the sequence number and the bytes not yet taken."""
+    """Numbers events and collects their bytes. Owns the sequence number and the bytes not yet taken.
+
+    ``heard``: whether anyone reads them; what they would say need not be put together otherwise.
+    """
+
+    heard: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.number = 0
@@ -114,12 +123,10 @@ class Events:
 class Silence(Events):
     """For a reply that is given out whole: nobody reads its events."""
 
+    heard: ClassVar[bool] = False
+
     def emit(self, kind: str, fields: Json) -> None:
         """Nothing."""
-
-    def delta_ends(self, kind: str, fields: Json) -> DeltaEnds:  # noqa: ARG002
-        """Nothing."""
-        return b"", b""
 
     def emit_deltas(self, ends: DeltaEnds, texts: Sequence[str]) -> None:
         """Nothing."""
@@ -133,7 +140,9 @@ class PartItem:
         self._shell = shell
         self._index = index
         self._parts: dict[str, list[Json]] = {"content": [], **({"summary": []} if "summary" in shell else {})}
-        events.emit("response.output_item.added", {"output_index": index, "item": {**shell, "status": "in_progress"}})
+        if events.heard:
+            added = {"output_index": index, "item": {**shell, "status": "in_progress"}}
+            events.emit("response.output_item.added", added)
         self._open_part(form)
 
     def turn_to(self, form: PartForm) -> None:
@@ -145,7 +154,8 @@ class PartItem:
     def feed(self, *texts: str) -> None:
         """Add pieces, each a delta event."""
         self._pieces += texts
-        self._events.emit_deltas(self._ends, texts)
+        if self._events.heard:
+            self._events.emit_deltas(self._ends, texts)
 
     def go_on(self, delta: Text | Reasoning | Refusal) -> None:
         """Add one delta, with the log probabilities that it has."""
@@ -154,8 +164,9 @@ class PartItem:
             return
         self._pieces.append(delta.text)
         self._logprobs += delta.logprobs
-        fields = {**self._where, "logprobs": delta.logprobs, "delta": delta.text}
-        self._events.emit(self._form.delta, fields)
+        if self._events.heard:
+            fields = {**self._where, "logprobs": delta.logprobs, "delta": delta.text}
+            self._events.emit(self._form.delta, fields)
 
     @property
     def text(self) -> str:
@@ -168,28 +179,31 @@ class PartItem:
         self._close_part()
         parts = {key: parts for key, parts in self._parts.items() if parts}
         item = {**self._shell, **parts, **more, "status": status}
-        self._events.emit("response.output_item.done", {"output_index": self._index, "item": item})
+        if self._events.heard:
+            self._events.emit("response.output_item.done", {"output_index": self._index, "item": item})
         return item
 
     def _open_part(self, form: PartForm) -> None:
         self._form = form
         self._pieces: list[str] = []
         self._logprobs: list[Json] = []
+        if self._events.heard:
+            self._announce(form)
+
+    def _announce(self, form: PartForm) -> None:
         at = {f"{form.container}_index": len(self._parts[form.container])}
         self._where = {"item_id": self._shell["id"], "output_index": self._index, **at}
         self._ends = self._events.delta_ends(form.delta, {**self._where, **form.event_extra})
-        self._events.emit(form.added, {**self._where, "part": self._part("")})
+        self._events.emit(form.added, {**self._where, "part": form.part("")})
 
     def _close_part(self) -> None:
         form, text = self._form, "".join(self._pieces)
         scores = {"logprobs": self._logprobs} if self._logprobs else {}
-        part = {**self._part(text), **scores}
-        self._events.emit(form.done, {**self._where, form.text_key: text, **form.event_extra, **scores})
-        self._events.emit(form.part_done, {**self._where, "part": part})
+        part = {**form.part(text), **scores}
+        if self._events.heard:
+            self._events.emit(form.done, {**self._where, form.text_key: text, **form.event_extra, **scores})
+            self._events.emit(form.part_done, {**self._where, "part": part})
         self._parts[form.container].append(part)
-
-    def _part(self, text: str) -> Json:
-        return {"type": self._form.part_type, self._form.text_key: text, **self._form.part_extra}
 
 
 class CallItem:

@@ -13,7 +13,7 @@ from typing import Protocol
 import orjson
 
 from gymlet.wire.chat import ChatReader
-from gymlet.wire.deltas import Delta, Finish, Json
+from gymlet.wire.deltas import Delta, Json
 from gymlet.wire.errors import GymletError, StreamError
 from gymlet.wire.provider_errors import MAX_PAGE_CHARS
 from gymlet.wire.reasoning import Splitter
@@ -128,7 +128,9 @@ class Reply:
     def feed_body(self, body: bytes) -> bytes:
         """A whole reply that is no stream: all events at once, terminal one included."""
         self._whole = True
-        failure = self._read([("", body.strip())])
+        deltas: list[Delta] = []
+        failure = self._read_event("", body, deltas)
+        failure = self._say(deltas) or failure
         return self._finish() if failure is None else self.fail(failure)
 
     def close(self) -> bytes:
@@ -150,12 +152,12 @@ class Reply:
 
     def _finish(self) -> bytes:
         try:
-            last = self._reader.close(done=self._done, whole=self._whole)
+            finish, usage = self._reader.close(done=self._done, whole=self._whole)
         except MISSHAPEN:
             return self.fail(StreamError("the provider's token counts cannot be read"))
         if self._reader.failure is not None:
             return self.fail(self._reader.failure)
-        finish = next((delta for delta in last if isinstance(delta, Finish)), None)
+        last = (finish,) if usage is None else (finish, usage)
         failure = self._write((*self._splitter.close(finish), *last))
         if failure is not None:
             return self.fail(failure)
@@ -177,9 +179,12 @@ class Reply:
             if end == at:
                 failure = self._read_event(*events[at], deltas)
             at = max(end, at + 1)
+        return self._say(deltas) or failure
+
+    def _say(self, deltas: list[Delta]) -> StreamError | None:
         if deltas:
             self.said = True
-        return self._write(self._splitter.feed(deltas)) or failure
+        return self._write(self._splitter.feed(deltas))
 
     def _read_event(self, name: str, data: bytes, deltas: list[Delta]) -> StreamError | None:
         """Add what one event says, or return why it says nothing."""

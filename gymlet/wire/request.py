@@ -111,43 +111,63 @@ def envelope(request: Json, *, response_id: str, created_at: int, model: str, st
     reasoning = request.get("reasoning") or {}
     text = request.get("text") or {}
     return {
+        **_ENVELOPE,
+        **{name: value for name, value in request.items() if name in _ECHOED and value is not None},
         "id": response_id,
-        "object": "response",
         "created_at": created_at,
-        "completed_at": None,
-        "status": "in_progress",
-        "error": None,
-        "incomplete_details": None,
-        "instructions": request.get("instructions"),
-        "max_output_tokens": request.get("max_output_tokens"),
-        "max_tool_calls": None,
         "model": model,
         "output": [],
-        "parallel_tool_calls": _or(request, "parallel_tool_calls", default=True),
-        "previous_response_id": request.get("previous_response_id"),
-        "prompt_cache_key": request.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
-        "safety_identifier": request.get("safety_identifier"),
-        "service_tier": _or(request, "service_tier", default="default"),
         "store": store,
-        "background": False,
-        "temperature": _or(request, "temperature", default=1.0),
         "text": {**text, "format": _echo_format(text.get("format") or {"type": "text"})},
-        "tool_choice": _or(request, "tool_choice", default="auto"),
         "tools": [_echo_tool(tool) for tool in request.get("tools") or ()],
-        "top_logprobs": _or(request, "top_logprobs", default=0),
-        "top_p": _or(request, "top_p", default=1.0),
-        "presence_penalty": _or(request, "presence_penalty", default=0.0),
-        "frequency_penalty": _or(request, "frequency_penalty", default=0.0),
-        "truncation": _or(request, "truncation", default="disabled"),
-        "usage": None,
         "metadata": request.get("metadata") or {},
     }
 
 
-def _or(request: Json, name: str, *, default: object) -> object:
-    value = request.get(name)
-    return default if value is None else value
+_ENVELOPE: Json = {
+    "id": None,
+    "object": "response",
+    "created_at": None,
+    "completed_at": None,
+    "status": "in_progress",
+    "error": None,
+    "incomplete_details": None,
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "model": None,
+    "output": None,
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "reasoning": None,
+    "safety_identifier": None,
+    "service_tier": "default",
+    "store": None,
+    "background": False,
+    "temperature": 1.0,
+    "text": None,
+    "tool_choice": "auto",
+    "tools": None,
+    "top_logprobs": 0,
+    "top_p": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "truncation": "disabled",
+    "usage": None,
+    "metadata": None,
+}
+"""All keys, in their order, with what stands there where the request says nothing."""
+
+_ECHOED = frozenset(
+    (
+        *("instructions", "max_output_tokens", "parallel_tool_calls", "previous_response_id", "prompt_cache_key"),
+        *("safety_identifier", "service_tier", "temperature", "tool_choice", "top_logprobs", "top_p"),
+        *("presence_penalty", "frequency_penalty", "truncation"),
+    )
+)
+"""What comes back as it was asked for."""
 
 
 def _echo_format(form: Json) -> Json:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -73,24 +74,21 @@ class Waiting:
     """What came while a call was open, in order; the fragments of each call that waits stand together."""
 
     def __init__(self) -> None:
-        self._groups: deque[list[Delta]] = deque()
+        self.groups: deque[list[Delta]] = deque()
         self._calls: dict[int, list[Delta]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._groups)
 
     def add(self, delta: Delta) -> None:
         """Wait as well."""
         if isinstance(delta, Arguments) and delta.index in self._calls:
             self._calls[delta.index].append(delta)
             return
-        self._groups.append([delta])
+        self.groups.append([delta])
         if isinstance(delta, ToolCall):
-            self._calls[delta.index] = self._groups[-1]
+            self._calls[delta.index] = self.groups[-1]
 
     def take(self) -> list[Delta]:
         """The first that waits."""
-        group = self._groups.popleft()
+        group = self.groups.popleft()
         if isinstance(group[0], ToolCall):
             del self._calls[group[0].index]
         return group
@@ -161,11 +159,11 @@ class ResponseWriter:
     def _feed(self, delta: Delta) -> None:
         if type(delta) is self._open_kind:
             self._open.go_on(delta)  # type: ignore[union-attr, arg-type]
-        elif isinstance(delta, Finish | Usage) or self._is_own(delta):
+        elif type(delta) in _NEVER_WAIT or self._is_own(delta):
             self._apply(delta)
-            if self._waiting:
+            if self._waiting.groups:
                 self._release()
-        elif self._waiting or self._must_wait():
+        elif self._waiting.groups or self._must_wait():
             self._waiting.add(delta)
         else:
             self._apply(delta)
@@ -209,29 +207,34 @@ class ResponseWriter:
 
     def _release(self) -> None:
         """Once the open call is whole, let what waited go on, up to the next call that is not."""
-        while self._waiting and not self._must_wait():
+        while self._waiting.groups and not self._must_wait():
             for delta in self._waiting.take():
                 self._apply(delta)
 
     def _apply(self, delta: Delta) -> None:
-        match delta:
-            case Text(text):
-                self._part(delta, text, OUTPUT_TEXT)
-            case Reasoning(text):
-                self._part(delta, text, REASONING_FORMS[self._view.reasoning_output])
-            case Refusal(text):
-                self._part(delta, text, REFUSAL)
-            case ReasoningDetails(fragments):
-                self._details += fragments
-            case ToolCall():
-                self._open_call(delta)
-            case Arguments(index, text):
-                if isinstance(self._open, CallItem) and self._open.call == index:
-                    self._open.feed(text)
-            case Finish():
-                self._finish = delta
-            case Usage():
-                self._usage = delta
+        _APPLY[type(delta)](self, delta)
+
+    def _apply_text(self, delta: Text) -> None:
+        self._part(delta, OUTPUT_TEXT)
+
+    def _apply_reasoning(self, delta: Reasoning) -> None:
+        self._part(delta, REASONING_FORMS[self._view.reasoning_output])
+
+    def _apply_refusal(self, delta: Refusal) -> None:
+        self._part(delta, REFUSAL)
+
+    def _apply_details(self, delta: ReasoningDetails) -> None:
+        self._details += delta.fragments
+
+    def _apply_arguments(self, delta: Arguments) -> None:
+        if isinstance(self._open, CallItem) and self._open.call == delta.index:
+            self._open.feed(delta.text)
+
+    def _apply_finish(self, delta: Finish) -> None:
+        self._finish = delta
+
+    def _apply_usage(self, delta: Usage) -> None:
+        self._usage = delta
 
     def _open_call(self, call: ToolCall) -> None:
         """A new call; one that the client did not allow is left out, its arguments with it."""
@@ -245,9 +248,9 @@ class ResponseWriter:
         form = CustomCallItem if shell["type"] == "custom_tool_call" else CallItem
         self._open = form(self._events, shell, len(self._output), call.index)
 
-    def _part(self, delta: Text | Reasoning | Refusal, text: str, form: PartForm) -> None:
+    def _part(self, delta: Text | Reasoning | Refusal, form: PartForm) -> None:
         goes_on = self._open_kind is not None and (type(delta) is Reasoning) == (self._open_kind is Reasoning)
-        if not goes_on and not text.strip():
+        if not goes_on and not delta.text.strip():
             self._blank.append(delta)
             return
         item = self._open if goes_on else self._open_item(type(delta), form)
@@ -271,7 +274,7 @@ class ResponseWriter:
         """Close what is open; what the provider wants back and no item carries has its own, but not between calls."""
         between_calls = then is ToolCall and isinstance(self._open, CallItem)
         if self._open_kind is Reasoning and isinstance(self._open, PartItem):
-            sealed = self._sealed(self._open.text)
+            sealed = self._sealed(self._open)
             self._add(self._open.close(status, **(sealed if self._view.encrypted else {})), sealed)
         elif self._open is not None:
             self._add(self._open.close(status))
@@ -284,15 +287,18 @@ class ResponseWriter:
         self._output.append(item)
         self._echo.append({**item, **sealed} if sealed else item)
 
-    def _sealed(self, text: str) -> dict[str, str]:
-        """The field that holds this reasoning, and what came with it, for the way back."""
-        thought = Thought(text, merge_details(self._details), self._signatures)
-        self._details, self._signatures = [], {}
-        return {} if self._view.seal is None else {"encrypted_content": self._view.seal.close(thought)}
+    def _sealed(self, item: PartItem | None) -> dict[str, str]:
+        """The field that holds an item's reasoning, and what came with it, for the way back."""
+        details, self._details = self._details, []
+        signatures, self._signatures = self._signatures, {}
+        if self._view.seal is None:
+            return {}
+        text = "" if item is None else item.text
+        return {"encrypted_content": self._view.seal.close(Thought(text, merge_details(details), signatures))}
 
     def _add_bare_reasoning(self) -> None:
         shell, index = self._reasoning_shell(), len(self._output)
-        item = {**shell, **self._sealed(""), "status": "completed"}
+        item = {**shell, **self._sealed(None), "status": "completed"}
         if not self._view.encrypted:
             self._echo.append(item)
             return
@@ -302,7 +308,7 @@ class ResponseWriter:
 
     def _flush(self, status: ItemStatus, *, keep_empty: bool = True) -> None:
         """Close everything; what waits for a call that was cut is cut with it. A reply with nothing has one message."""
-        while self._waiting and status == "completed":
+        while self._waiting.groups and status == "completed":
             self._close_open("completed", then=ToolCall)
             self._release()
         self._close_open(status)
@@ -326,6 +332,20 @@ class ResponseWriter:
         shape = {"type": "function_call", "name": name, **self._view.tools.shapes.get(name, {})}
         prefix, said = ("fc_", "arguments") if shape["type"] == "function_call" else ("ctc_", "input")
         return {"id": self._new_id(prefix), "status": "in_progress", "call_id": call_id, **shape, said: ""}
+
+
+_NEVER_WAIT = frozenset((Finish, Usage))
+
+_APPLY: dict[type[Delta], Callable[[ResponseWriter, Any], None]] = {
+    Text: ResponseWriter._apply_text,
+    Reasoning: ResponseWriter._apply_reasoning,
+    Refusal: ResponseWriter._apply_refusal,
+    ReasoningDetails: ResponseWriter._apply_details,
+    ToolCall: ResponseWriter._open_call,
+    Arguments: ResponseWriter._apply_arguments,
+    Finish: ResponseWriter._apply_finish,
+    Usage: ResponseWriter._apply_usage,
+}
 
 
 def _usage(usage: Usage) -> Json:

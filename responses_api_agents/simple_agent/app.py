@@ -9,7 +9,7 @@ import time
 import orjson
 
 from gymlet.serve.agent import Agent, Timings
-from gymlet.serve.model import new_id
+from gymlet.serve.ids import new_id
 from gymlet.serve.peers import SessionPeer
 from gymlet.wire.deltas import Json
 
