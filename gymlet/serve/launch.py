@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from difflib import get_close_matches
+from typing import Any
 
 from aiohttp import web
 
@@ -65,9 +66,9 @@ class Gym:
                 await instance.start()
             yield self
 
-    async def run_agent(self, name: str, row: Json) -> Json:
+    def run_agent(self, name: str, row: Json) -> Coroutine[Any, Any, Json]:
         """One rollout by the agent ``name``, in this process."""
-        return await self._agent(name).run(row)
+        return self._agent(name).run(row)
 
     async def metrics_spec(self, name: str) -> MetricsSpec:
         """What the agent's environment scores."""

@@ -213,8 +213,8 @@ class ModelServer:
 
             return json_response((await self._call(exchange, collect)).body)
 
-    async def _call(self, exchange: Exchange, read: Callable[[NewReply, Body], Awaitable[T]]) -> T:
-        return await self._provider.call(exchange.body, partial(read, exchange.new_reply), session=exchange.session)
+    def _call(self, exchange: Exchange, read: Callable[[NewReply, Body], Awaitable[T]]) -> Awaitable[T]:
+        return self._provider.call(exchange.body, partial(read, exchange.new_reply), session=exchange.session)
 
     async def _open(self, request: Json, stream: bool, door: Door) -> Exchange:
         """Begin an exchange, with what other workers have stored of what the request refers to."""

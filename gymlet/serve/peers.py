@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 import orjson
@@ -54,11 +55,11 @@ class _LocalSession:
     environment: Environment
     session: Session
 
-    async def call_tool(self, name: str, arguments: Json) -> str:
-        return await self.environment.call_tool(self.session, name, arguments)
+    def call_tool(self, name: str, arguments: Json) -> Coroutine[Any, Any, str]:
+        return self.environment.call_tool(self.session, name, arguments)
 
-    async def verify(self, row: Json) -> Json:
-        return await self.environment.judge(self.session, row)
+    def verify(self, row: Json) -> Coroutine[Any, Any, Json]:
+        return self.environment.judge(self.session, row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,21 +64,45 @@ class LocalLimiter:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._wakes: dict[int, asyncio.Future[None]] = {}
+        self._wakes: dict[int, asyncio.Future[None]] = {}  # by identity: places of a hub that is gone may come again
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._closed = False
 
     async def acquire(self, ask: Ask) -> Permit:
         """Wait for a permit. Raises TurnedAway."""
+        waiting = self.ask(ask)
+        if not waiting.decided:
+            try:
+                await self.wake(waiting)
+            except BaseException:
+                self.withdraw(waiting)
+                raise
+        return self.permit(waiting)
+
+    def ask(self, ask: Ask) -> Waiting:
+        """What is decided at once, or in the queue from now on. Raises TurnedAway."""
         if self._closed:
             raise TurnedAway("closed")
-        loop = asyncio.get_running_loop()
-        waiting = self._pool.ask(ask, loop.time())
+        waiting = self._pool.ask(ask, asyncio.get_running_loop().time())
         if not waiting.decided:
             self.settle()
-        if not waiting.decided:
-            await self._wait(waiting, loop.create_future())
+        return waiting
+
+    def wake(self, waiting: Waiting) -> asyncio.Future[None]:
+        """Done once that is decided, unless it is withdrawn before; TurnedAway, once nothing is lent any more."""
+        wake = self._wakes[id(waiting)] = asyncio.get_running_loop().create_future()
+        return wake
+
+    def withdraw(self, waiting: Waiting) -> None:
+        """Leave the queue; what was granted meanwhile goes back."""
+        self._wakes.pop(id(waiting), None)
+        self._pool.withdraw(waiting)
+        if waiting.grant is not None:
+            self.ended(waiting.grant, "left")
+
+    def permit(self, waiting: Waiting) -> Permit:
+        """What was decided. Raises TurnedAway."""
         if waiting.grant is None:
             raise TurnedAway(waiting.refusal or "queue_timeout")
         return LocalPermit(self, waiting.grant, waiting.place)
@@ -116,17 +140,6 @@ class LocalLimiter:
             if wake is not None and not wake.done():
                 wake.set_result(None)
         self._set_timer(None if self._closed else self._pool.next_at(now))
-
-    async def _wait(self, waiting: Waiting, wake: asyncio.Future[None]) -> None:
-        self._wakes[id(waiting)] = wake  # places of a hub that is gone may be given again
-        try:
-            await wake
-        except BaseException:
-            self._wakes.pop(id(waiting), None)
-            self._pool.withdraw(waiting)
-            if waiting.grant is not None:
-                self.ended(waiting.grant, "left")
-            raise
 
     def _set_timer(self, at: float | None) -> None:
         if at == self._timer_at:

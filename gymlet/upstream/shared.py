@@ -14,6 +14,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from gymlet.config.schema import ModelOptions
 from gymlet.upstream.lane import LaneLimits, Outcome
 from gymlet.upstream.limiter import Limiter, LocalLimiter, Permit, TurnedAway
 from gymlet.upstream.limiters import PoolSpec
-from gymlet.upstream.pool import Ask
+from gymlet.upstream.pool import Ask, Waiting
 from gymlet.upstream.provider import Provider
 
 Json = dict[str, Any]
@@ -55,17 +56,29 @@ Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, Writer]]]
 
 
 class Account:
-    """What one borrower has of a limiter: permits, and asks that wait. Owns them until it is closed."""
+    """What one borrower has of a limiter: permits, and asks that wait. Owns them until it is closed.
 
-    def __init__(self, limiter: Limiter) -> None:
+    ``tell`` takes what the borrower is to hear; its numbers are its own.
+    """
+
+    def __init__(self, limiter: LocalLimiter, tell: Callable[[Json], None]) -> None:
         self._limiter = limiter
+        self._tell = tell
         self._permits: dict[int, Permit] = {}
-        self._asking: dict[int, asyncio.Task[None]] = {}
+        self._waiting: dict[int, Waiting] = {}
 
-    def ask(self, number: int, ask: Ask, tell: Callable[[Json], None]) -> None:
-        """``tell`` lane and place of a permit, or why there is none; ``number`` is the borrower's own."""
-        task = self._asking[number] = asyncio.create_task(self._acquire(number, ask, tell))
-        task.add_done_callback(lambda _: self._asking.pop(number, None))
+    def ask(self, number: int, ask: Ask) -> None:
+        """Tell lane and place of a permit, or why there is none, now or later."""
+        try:
+            waiting = self._limiter.ask(ask)
+        except TurnedAway as answer:
+            self._refuse(number, answer)
+            return
+        if waiting.decided:
+            self._lend(number, waiting)
+        else:
+            self._waiting[number] = waiting
+            self._limiter.wake(waiting).add_done_callback(partial(self._end_wait, number))
 
     def answered(self, number: int) -> None:
         """See Permit.answered."""
@@ -79,22 +92,35 @@ class Account:
 
     def withdraw(self, number: int) -> None:
         """Ask no more; a permit that was given meanwhile goes back."""
-        if (task := self._asking.get(number)) is not None:
-            task.cancel()
+        if (waiting := self._waiting.pop(number, None)) is not None:
+            self._limiter.withdraw(waiting)
         self.end(number, "left")
 
     def close(self) -> None:
         """Give everything back."""
-        for number in {*self._asking, *self._permits}:
+        for number in {*self._waiting, *self._permits}:
             self.withdraw(number)
 
-    async def _acquire(self, number: int, ask: Ask, tell: Callable[[Json], None]) -> None:
-        try:
-            permit = self._permits[number] = await self._limiter.acquire(ask)
-        except TurnedAway as answer:
-            tell({"id": number, "refusal": answer.refusal})
+    def _end_wait(self, number: int, wake: asyncio.Future[None]) -> None:
+        error = wake.exception()
+        waiting = self._waiting.pop(number, None)
+        if waiting is None:
+            return  # it was withdrawn meanwhile
+        if isinstance(error, TurnedAway):
+            self._refuse(number, error)
         else:
-            tell({"id": number, "lane": permit.lane, "place": permit.place})
+            self._lend(number, waiting)
+
+    def _lend(self, number: int, waiting: Waiting) -> None:
+        try:
+            permit = self._permits[number] = self._limiter.permit(waiting)
+        except TurnedAway as answer:
+            self._refuse(number, answer)
+        else:
+            self._tell({"id": number, "lane": permit.lane, "place": permit.place})
+
+    def _refuse(self, number: int, answer: TurnedAway) -> None:
+        self._tell({"id": number, "refusal": answer.refusal})
 
 
 class Hub:
@@ -139,10 +165,12 @@ class Borrower:
             case "open":
                 self._open(name, message["spec"])
             case "ask":
-                self._accounts[name].ask(number, _read_ask(message["ask"]), self._tell)
+                self._accounts[name].ask(number, _read_ask(message["ask"]))
             case "answered":
                 self._accounts[name].answered(number)
             case "end":
+                if message["answered"]:
+                    self._accounts[name].answered(number)
                 self._accounts[name].end(number, message["outcome"], wait_s=message["wait_s"], tokens=message["tokens"])
             case "withdraw":
                 self._accounts[name].withdraw(number)
@@ -159,7 +187,7 @@ class Borrower:
             lanes = tuple((place, weight) for place, weight in spec["lanes"])
             limits = LaneLimits(**spec["limits"])
             self._limiters[name] = LocalLimiter(PoolSpec(name, lanes, limits, spec["max_queued"]).build())
-        self._accounts.setdefault(name, Account(self._limiters[name]))
+        self._accounts.setdefault(name, Account(self._limiters[name], self._tell))
 
     def _tell(self, message: Json) -> None:
         self._writer.write(orjson.dumps(message) + b"\n")
@@ -322,18 +350,26 @@ def _read_ask(told: Json) -> Ask:
 class HubPermit:
     """A permit that the hub lent."""
 
-    __slots__ = ("_limiter", "_number", "lane", "place")
+    __slots__ = ("_limiter", "_number", "_telling", "lane", "place")
 
     def __init__(self, limiter: HubLimiter, number: int, lane: int, place: int) -> None:
         self._limiter = limiter
         self._number = number
+        self._telling: asyncio.Handle | None = None
         self.lane = lane
         self.place = place
 
     def answered(self) -> None:
-        """A good answer began."""
-        self._limiter.tell(self._number, "answered")
+        """A good answer began. If it ends in the same turn of the loop, both are told at once."""
+        self._telling = asyncio.get_running_loop().call_soon(self._tell_answered)
 
     def end(self, outcome: Outcome, *, wait_s: float = 0.0, tokens: int | None = None) -> None:
         """The call is over; see Lane.ended."""
-        self._limiter.tell(self._number, "end", outcome=outcome, wait_s=wait_s, tokens=tokens)
+        answered = self._telling is not None
+        if self._telling is not None:
+            self._telling.cancel()
+        self._limiter.tell(self._number, "end", answered=answered, outcome=outcome, wait_s=wait_s, tokens=tokens)
+
+    def _tell_answered(self) -> None:
+        self._telling = None
+        self._limiter.tell(self._number, "answered")

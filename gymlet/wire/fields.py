@@ -76,7 +76,7 @@ def check(value: object, kinds: tuple[type, ...], path: str) -> None:
 def check_fields(holder: Json, table: dict[str, tuple[type, ...]], path: str = "") -> None:
     """Check the fields that are there and not null."""
     for name, value in holder.items():
-        if value is not None and name in table:
+        if value is not None and name in table and type(value) not in table[name]:
             check(value, table[name], f"{path}{name}")
 
 

@@ -148,12 +148,16 @@ class _History:
     def _end_turn(self, *, is_last: bool = False) -> None:
         """Give the turn's messages their reasoning, now that it is known whether tools were called in it."""
         self._flush()
+        if self._turn:
+            self._place_reasoning(is_last=is_last)
+        self._turn, self._turn_start = [], len(self._messages)
+
+    def _place_reasoning(self, *, is_last: bool) -> None:
         give_back(self._turn, self._profile, is_last=is_last)
         empty = {id(message) for message, thoughts in self._turn if thoughts and message == _NOTHING}
         self._messages[self._turn_start :] = [
             message for message in self._messages[self._turn_start :] if id(message) not in empty
         ]
-        self._turn, self._turn_start = [], len(self._messages)
 
 
 _NOTHING: Json = {"role": "assistant", "content": None}

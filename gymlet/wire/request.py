@@ -88,7 +88,8 @@ def check_request(request: Json) -> None:
     if request.get("input") is None and not request.get("previous_response_id"):
         raise RequestError("'input' is required: a string or a list of items", param="input")
     for name in IDS:
-        check_length(request.get(name) or "", name)
+        if request.get(name):
+            check_length(request[name], name)
     top = request.get("top_logprobs") or 0
     if not 0 <= top <= MAX_TOP_LOGPROBS:
         raise RequestError(f"'top_logprobs' must be from 0 to {MAX_TOP_LOGPROBS}, not {top}", param="top_logprobs")

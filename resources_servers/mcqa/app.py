@@ -57,9 +57,8 @@ class MCQA(Environment):
 def _options(row: Json) -> Options:
     given = row.get("options") or []
     check(given, (list,), "options")
-    wrong = next((at for at, option in enumerate(given) if not isinstance(option, dict)), None)
-    if wrong is not None:
-        check(given[wrong], (dict,), f"options[{wrong}]")
+    for at, option in enumerate(given):
+        check(option, (dict,), f"options[{at}]")
     options = {
         letter.upper(): str(text)
         for option in given
