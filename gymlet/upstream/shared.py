@@ -239,7 +239,8 @@ class HubLimiters:
 
     async def ask(self, message: Json) -> tuple[int, asyncio.Future[Json]]:
         """Say something; its number, and the answer to come: LostError where the hub went away before it answered."""
-        await self._connected.wait()
+        if not self._connected.is_set():
+            await self._connected.wait()
         number = next(self._numbers)
         reply = self._replies[number] = asyncio.get_running_loop().create_future()
         reply.add_done_callback(lambda _: self._replies.pop(number, None))

@@ -155,12 +155,11 @@ class ChatReader:
 
     def _read(self, message: Json, *, whole: bool) -> list[Delta]:
         content = message.get("content")
-        deltas: list[Delta] = []
+        said: list[Delta] = []
         if content:
-            deltas += (Text(content),) if isinstance(content, str) else _read_parts(content)
-        thinking = self._fields.read(message, deltas, whole=whole)
-        if thinking:
-            deltas = [*thinking, *(delta for delta in deltas if not isinstance(delta, Reasoning))]
+            said = [Text(content)] if isinstance(content, str) else [*_read_parts(content)]
+        thinking = self._fields.read(message, said, whole=whole)
+        deltas = [*thinking, *(delta for delta in said if not isinstance(delta, Reasoning))] if thinking else said
         refusal = message.get("refusal")
         if refusal and isinstance(refusal, str):
             deltas.append(Refusal(refusal))

@@ -56,7 +56,9 @@ def adapt(body: Json, profile: Profile) -> Json:
         body["logprobs"] = body.pop("top_logprobs", None) or 1
     if body.get("stream") and not profile.include_usage:
         body.pop("stream_options", None)
-    return {key: value for key, value in body.items() if key not in profile.drop_params}
+    for name in profile.drop_params:
+        body.pop(name, None)
+    return body
 
 
 def limit_under(key: str, body: Json) -> Json:

@@ -129,7 +129,7 @@ class Reply:
         """A whole reply that is no stream: all events at once, terminal one included."""
         self._whole = True
         deltas: list[Delta] = []
-        failure = self._read_event("", body, deltas)
+        failure = self._read_chunk("", body, deltas)
         failure = self._say(deltas) or failure
         return self._finish() if failure is None else self.fail(failure)
 
@@ -191,6 +191,9 @@ class Reply:
         if data.strip() == b"[DONE]":
             self._done = True
             return None
+        return self._read_chunk(name, data, deltas)
+
+    def _read_chunk(self, name: str, data: bytes, deltas: list[Delta]) -> StreamError | None:
         payload, failure = self._parse(name, data)
         if failure is not None:
             return failure

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 
@@ -50,6 +49,13 @@ from gymlet.wire.tools import Toolbox
 
 INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why a reply was cut off, by the provider's finish reason."""
+
+SPOKEN = (Text, Reasoning, Refusal)
+"""What makes the parts of items, and no item of its own."""
+
+FORMS: dict[ReasoningOutput, dict[type[Delta], PartForm]] = {
+    output: {Text: OUTPUT_TEXT, Reasoning: form, Refusal: REFUSAL} for output, form in REASONING_FORMS.items()
+}
 
 Keep = Callable[[Json, bytes, list[Json]], None]
 """Takes the ended response, its JSON, and its output with all reasoning sealed: what a later turn may begin from."""
@@ -116,6 +122,7 @@ class ResponseWriter:
         self._new_id = new_id
         self._now = now
         self._keep = keep
+        self._forms = FORMS[view.reasoning_output]
         self._events = Events() if view.stream else Silence()
         self._output: list[Json] = []
         self._echo: list[Json] = []
@@ -159,10 +166,15 @@ class ResponseWriter:
     def _feed(self, delta: Delta) -> None:
         if type(delta) is self._open_kind:
             self._open.go_on(delta)  # type: ignore[union-attr, arg-type]
-        elif type(delta) in _NEVER_WAIT or self._is_own(delta):
+        elif isinstance(self._open, CallItem) or self._waiting.groups:
+            self._feed_beside_a_call(delta)
+        else:
             self._apply(delta)
-            if self._waiting.groups:
-                self._release()
+
+    def _feed_beside_a_call(self, delta: Delta) -> None:
+        if isinstance(delta, (Finish, Usage)) or self._is_own(delta):
+            self._apply(delta)
+            self._release()
         elif self._waiting.groups or self._must_wait():
             self._waiting.add(delta)
         else:
@@ -212,29 +224,21 @@ class ResponseWriter:
                 self._apply(delta)
 
     def _apply(self, delta: Delta) -> None:
-        _APPLY[type(delta)](self, delta)
-
-    def _apply_text(self, delta: Text) -> None:
-        self._part(delta, OUTPUT_TEXT)
-
-    def _apply_reasoning(self, delta: Reasoning) -> None:
-        self._part(delta, REASONING_FORMS[self._view.reasoning_output])
-
-    def _apply_refusal(self, delta: Refusal) -> None:
-        self._part(delta, REFUSAL)
-
-    def _apply_details(self, delta: ReasoningDetails) -> None:
-        self._details += delta.fragments
-
-    def _apply_arguments(self, delta: Arguments) -> None:
-        if isinstance(self._open, CallItem) and self._open.call == delta.index:
-            self._open.feed(delta.text)
-
-    def _apply_finish(self, delta: Finish) -> None:
-        self._finish = delta
-
-    def _apply_usage(self, delta: Usage) -> None:
-        self._usage = delta
+        if isinstance(delta, SPOKEN):
+            self._part(delta, self._forms[type(delta)])
+            return
+        match delta:
+            case ReasoningDetails(fragments):
+                self._details += fragments
+            case ToolCall():
+                self._open_call(delta)
+            case Arguments(index, text):
+                if isinstance(self._open, CallItem) and self._open.call == index:
+                    self._open.feed(text)
+            case Finish():
+                self._finish = delta
+            case Usage():
+                self._usage = delta
 
     def _open_call(self, call: ToolCall) -> None:
         """A new call; one that the client did not allow is left out, its arguments with it."""
@@ -266,7 +270,7 @@ class ResponseWriter:
         self._open = item = PartItem(self._events, shell, len(self._output), form)
         blank, self._blank = self._blank, []
         for delta in blank:
-            if isinstance(delta, Text | Reasoning | Refusal) and type(delta) is kind:
+            if type(delta) is kind:
                 item.go_on(delta)
         return item
 
@@ -332,20 +336,6 @@ class ResponseWriter:
         shape = {"type": "function_call", "name": name, **self._view.tools.shapes.get(name, {})}
         prefix, said = ("fc_", "arguments") if shape["type"] == "function_call" else ("ctc_", "input")
         return {"id": self._new_id(prefix), "status": "in_progress", "call_id": call_id, **shape, said: ""}
-
-
-_NEVER_WAIT = frozenset((Finish, Usage))
-
-_APPLY: dict[type[Delta], Callable[[ResponseWriter, Any], None]] = {
-    Text: ResponseWriter._apply_text,
-    Reasoning: ResponseWriter._apply_reasoning,
-    Refusal: ResponseWriter._apply_refusal,
-    ReasoningDetails: ResponseWriter._apply_details,
-    ToolCall: ResponseWriter._open_call,
-    Arguments: ResponseWriter._apply_arguments,
-    Finish: ResponseWriter._apply_finish,
-    Usage: ResponseWriter._apply_usage,
-}
 
 
 def _usage(usage: Usage) -> Json:
