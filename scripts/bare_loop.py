@@ -1,6 +1,6 @@
 """The benchmark's peer for rollouts: an aiohttp loop that makes the same calls, reads the answers, and keeps nothing.
 
-python scripts/bare_loop.py rows.jsonl http://127.0.0.1:9000/v1 64
+python scripts/bare_loop.py rows.jsonl http://127.0.0.1:9000/v1 64 [uvloop|asyncio]
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ async def main(path: Path, url: str, parallel: int) -> None:
                     group.create_task(work())
 
 
+EVENT_LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=EVENT_LOOPS[(*sys.argv, "uvloop")[4]]) as runner:
         runner.run(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

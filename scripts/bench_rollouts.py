@@ -126,11 +126,11 @@ class Bench:
     folder: Path
     port: int
 
-    async def run_loop(self, rows: int) -> tuple[Round, float]:
+    async def run_loop(self, rows: int, event_loop: str = "uvloop") -> tuple[Round, float]:
         """The bare loop over so many rows; the CPU of its process, in seconds, comes second."""
         script = str(ROOT / "scripts" / "bare_loop.py")
         url = f"http://127.0.0.1:{self.port}/v1"
-        return await self._measured([sys.executable, script, f"rows_{rows}.jsonl", url, str(PARALLEL)])
+        return await self._measured([sys.executable, script, f"rows_{rows}.jsonl", url, str(PARALLEL), event_loop])
 
     async def run_collector(self, rows: int, *words: str, environment: str = MCQA) -> tuple[Round, float]:
         """The collector over so many rows; the CPU of all its processes, in seconds, comes second."""
@@ -183,8 +183,10 @@ def _arguments() -> argparse.Namespace:
 async def _compare_instant(bench: Bench, rounds: int, rollouts: int) -> list[Asserted]:
     _write_rows(bench.folder, FEW)
     _write_rows(bench.folder, rollouts)
-    loops, ours = await _take_turns([bench.run_loop, bench.run_collector], rounds, rollouts)
-    ratios = [mine.per_s / theirs.per_s for theirs, mine in zip(loops, ours, strict=True)]
+    loops, plain, ours = await _take_turns(
+        [bench.run_loop, lambda rows: bench.run_loop(rows, "asyncio"), bench.run_collector], rounds, rollouts
+    )
+    ratios = _ratios(ours, loops)
     above = [mine.cpu_ms - theirs.cpu_ms for theirs, mine in zip(loops, ours, strict=True)]
     per_minute = [60 * each.per_s for each in ours]
     starts = [each.start_s for each in ours]
@@ -192,6 +194,7 @@ async def _compare_instant(bench: Bench, rounds: int, rollouts: int) -> list[Ass
     print(f"  rollouts a second: bare loop {_spread([each.per_s for each in loops], 0)}")
     print(f"                     collector {_spread([each.per_s for each in ours], 0)}")
     print(f"  collector / loop: {_spread(ratios)}; rollouts a minute: {_spread(per_minute, 0)}")
+    print(f"  collector / the same loop on asyncio's own event loop: {_spread(_ratios(ours, plain))}")
     print(f"  CPU a rollout above the bare call: {_spread(above)} ms")
     print(f"  from the command to the first request: {_spread(starts)} s")
     return [
@@ -208,7 +211,7 @@ async def _compare_slow(bench: Bench, rounds: int) -> list[Asserted]:
     loops, ours = await _take_turns(
         [bench.run_loop, lambda rows: bench.run_collector(rows, KNOWN_LIMIT)], rounds, rollouts
     )
-    ratios = [mine.per_s / theirs.per_s for theirs, mine in zip(loops, ours, strict=True)]
+    ratios = _ratios(ours, loops)
     print(f"provider of {1000 * SLOW_S:g} ms, {PARALLEL} in parallel, {rounds} rounds of {rollouts} rollouts:")
     print(f"  collector / loop: {_spread(ratios)}, with adaptive_concurrency=false")
     searching, _ = await bench.run_collector(rollouts)
@@ -217,16 +220,22 @@ async def _compare_slow(bench: Bench, rounds: int) -> list[Asserted]:
 
 
 async def _compare_processes(bench: Bench, rounds: int, rollouts: int) -> None:
-    loops, one, two = await _take_turns(
-        [bench.run_loop, bench.run_collector, lambda rows: bench.run_collector(rows, TWO)], rounds, rollouts
+    loops, plain, one, two = await _take_turns(
+        [
+            bench.run_loop,
+            lambda rows: bench.run_loop(rows, "asyncio"),
+            bench.run_collector,
+            lambda rows: bench.run_collector(rows, TWO),
+        ],
+        rounds,
+        rollouts,
     )
-    gain = [both.per_s / alone.per_s for alone, both in zip(one, two, strict=True)]
-    ratios = [mine.per_s / theirs.per_s for theirs, mine in zip(loops, two, strict=True)]
     above = [both.cpu_ms - alone.cpu_ms for alone, both in zip(one, two, strict=True)]
     print(f"the same in 2 processes; they, the one that writes and the provider share {os.cpu_count()} cores:")
-    print(f"  rollouts a second: {_spread([each.per_s for each in two], 0)}; with one process: {_spread(gain)} times")
-    print(f"  collector / loop: {_spread(ratios)}; from the command to the first request: ", end="")
-    print(f"{_spread([each.start_s for each in two])} s")
+    print(f"  rollouts a second: {_spread([each.per_s for each in two], 0)}; with one process: ", end="")
+    print(f"{_spread(_ratios(two, one))} times")
+    print(f"  collector / loop: {_spread(_ratios(two, loops))}; on asyncio's own: {_spread(_ratios(two, plain))}")
+    print(f"  from the command to the first request: {_spread([each.start_s for each in two])} s")
     print(f"  CPU a rollout above one process: {_spread(above)} ms")
 
 
@@ -241,9 +250,13 @@ async def _compare_busy(bench: Bench, rounds: int, rollouts: int) -> None:
         lambda rows: bench.run_collector(rows, TWO, environment="busy.yaml"),
     ]
     one, two = await _take_turns(runs, rounds, rollouts)
-    gain = [both.per_s / alone.per_s for alone, both in zip(one, two, strict=True)]
+    gain = _ratios(two, one)
     print(f"a verifier of {BUSY_MS} ms of CPU, {rounds} rounds of {rollouts} rollouts:")
     print(f"  rollouts a second: {_spread([each.per_s for each in one], 0)}, in 2 processes {_spread(gain)} times that")
+
+
+def _ratios(ours: Sequence[Round], theirs: Sequence[Round]) -> list[float]:
+    return [mine.per_s / other.per_s for mine, other in zip(ours, theirs, strict=True)]
 
 
 async def _take_turns(runs: Sequence[RunRows], rounds: int, rollouts: int) -> list[list[Round]]:

@@ -26,8 +26,9 @@ from gymlet.serve.launch import POLICY_MODEL, Gym, make_app, serve, server_insta
 from gymlet.serve.plugins import Plugin
 from gymlet.serve.traffic import Stop
 from gymlet.serve.workers import HUB_SOCKET, Fleet, Plan, WorkerContext
+from gymlet.upstream.borrowed import HubLimiters
+from gymlet.upstream.hub import Hub
 from gymlet.upstream.limiters import Limiters, LocalLimiters
-from gymlet.upstream.shared import Hub, HubLimiters
 
 USAGE = """
 ng_run "+config_paths=[ENVIRONMENT.yaml,MODEL.yaml]" [+key=value …]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from gymlet.config.schema import ModelOptions
+from gymlet.upstream.borrowed import HubLimiters
 from gymlet.upstream.call import Upstream
+from gymlet.upstream.hub import MAX_LINE_BYTES, Hub
 from gymlet.upstream.limiter import TurnedAway
 from gymlet.upstream.pool import Ask
 from gymlet.upstream.provider import Endpoint, Provider
-from gymlet.upstream.shared import MAX_LINE_BYTES, Hub, HubLimiters
 
 OPTIONS = ModelOptions(model="m", adaptive_concurrency=False)
 PROVIDER = Provider((Endpoint("http://p/v1", "sk-shared-0123"),), num_concurrent_requests=3)
@@ -23,7 +24,7 @@ HOLDER = """
 import asyncio, sys
 from pathlib import Path
 from gymlet.upstream.pool import Ask
-from gymlet.upstream.shared import HubLimiters
+from gymlet.upstream.borrowed import HubLimiters
 from upstream.test_shared import OPTIONS, PROVIDER
 
 async def main():
@@ -43,7 +44,7 @@ HUB = (
     """
 import asyncio, sys
 from pathlib import Path
-from gymlet.upstream.shared import Hub
+from gymlet.upstream.hub import Hub
 
 async def main():
     async with Hub().serving(Path(sys.argv[1])):

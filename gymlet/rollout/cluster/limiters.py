@@ -1,7 +1,7 @@
 """One limiter for all nodes of a cluster: an actor has the pools, and lends permits that expire with their borrower.
 
 With fixed limits on each node a provider sees more calls than it allows as soon as one node is lost and another joins:
-what the lost one has open still runs. Here each node borrows, in the words of ``upstream.shared``. What it holds comes
+what the lost one has open still runs. Here each node borrows, in the words of ``upstream.hub``. What it holds comes
 back when it ends a call, and all of it once nothing was heard of the node for ``EXPIRES_S``.
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 import orjson
 
 from gymlet.config.schema import ModelOptions
+from gymlet.upstream.borrowed import HubLimiters
+from gymlet.upstream.hub import MAX_LINE_BYTES, Borrower, Writer
 from gymlet.upstream.limiter import Limiter, LocalLimiter
 from gymlet.upstream.provider import Provider
-from gymlet.upstream.shared import MAX_LINE_BYTES, Borrower, HubLimiters, Writer
 
 log = logging.getLogger(__name__)
 

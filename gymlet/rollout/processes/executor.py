@@ -23,8 +23,8 @@ from gymlet.rollout.processes.nursery import Born, Nursery
 from gymlet.rollout.processes.signals import cause
 from gymlet.rollout.processes.worker import PermitPost
 from gymlet.rollout.todo import Task
+from gymlet.upstream.hub import Borrower
 from gymlet.upstream.limiter import LocalLimiter
-from gymlet.upstream.shared import Borrower
 from gymlet.wire.errors import GymletError
 
 Json = dict[str, Any]
