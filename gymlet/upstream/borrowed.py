@@ -1,4 +1,4 @@
-"""The limiters of another process: they ask its hub, in the words of ``upstream.hub``."""
+"""The limiters of another process: they ask its hub (``upstream.hub``)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from gymlet.config.schema import ModelOptions
-from gymlet.upstream.hub import MAX_LINE_BYTES, Writer
 from gymlet.upstream.lane import Outcome
 from gymlet.upstream.limiter import Limiter, Permit, TurnedAway
 from gymlet.upstream.limiters import PoolSpec
+from gymlet.upstream.messages import (
+    MAX_LINE_BYTES,
+    Answered,
+    Asked,
+    Ended,
+    FromHub,
+    Lent,
+    Opened,
+    Outbox,
+    Refused,
+    Show,
+    Shown,
+    ToHub,
+    Withdrawn,
+    Writer,
+    from_hub,
+)
 from gymlet.upstream.pool import Ask
 from gymlet.upstream.provider import Provider
 
@@ -44,11 +57,11 @@ class HubLimiters:
 
     def __init__(self, dial: Dial) -> None:
         self._dial = dial
-        self._writer: Writer | None = None
+        self._outbox: Outbox | None = None
         self._connected = asyncio.Event()
-        self._specs: dict[str, Json] = {}
+        self._specs: dict[str, PoolSpec] = {}
         self._numbers = itertools.count(1)
-        self._replies: dict[int, asyncio.Future[Json]] = {}
+        self._answers: dict[int, asyncio.Future[FromHub]] = {}
 
     @classmethod
     @asynccontextmanager
@@ -66,34 +79,42 @@ class HubLimiters:
             yield self
         finally:
             listening.cancel()
+            if self._outbox is not None:
+                self._outbox.send()
             self._lose()
 
     def of(self, provider: Provider, options: ModelOptions) -> Limiter:
         """The limiter for calls to ``provider``."""
         spec = PoolSpec.of(provider, options)
-        self._specs[spec.name] = {"op": "open", "pool": spec.name, "spec": asdict(spec)}
-        self.tell(self._specs[spec.name])
+        self._specs[spec.name] = spec
+        self.post(Opened(spec))
         return HubLimiter(self, spec.name)
 
-    def tell(self, message: Json) -> None:
-        """Say something that needs no answer."""
-        if self._writer is not None:
-            self._writer.write(orjson.dumps(message) + b"\n")
+    def post(self, message: ToHub) -> None:
+        """Say something."""
+        if self._outbox is not None:
+            self._outbox.post(message)
 
-    async def ask(self, message: Json) -> tuple[int, asyncio.Future[Json]]:
-        """Say something; its number, and the answer to come: LostError where the hub went away before it answered."""
+    async def number(self) -> int:
+        """A number for an ask, once the hub hears it."""
         if not self._connected.is_set():
             await self._connected.wait()
-        number = next(self._numbers)
-        reply = self._replies[number] = asyncio.get_running_loop().create_future()
-        reply.add_done_callback(lambda _: self._replies.pop(number, None))
-        self.tell({**message, "id": number})
-        return number, reply
+        return next(self._numbers)
+
+    def expect(self, number: int) -> asyncio.Future[FromHub]:
+        """The answer to come, until ``forget``; LostError where the hub goes away before."""
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        return answer
+
+    def forget(self, number: int) -> None:
+        """Expect no answer."""
+        self._answers.pop(number, None)
 
     async def _open(self) -> asyncio.StreamReader:
-        reader, self._writer = await self._dial()
+        reader, writer = await self._dial()
+        self._outbox = Outbox(writer)
         for spec in self._specs.values():
-            self.tell(spec)
+            self.post(Opened(spec))
         self._connected.set()
         return reader
 
@@ -110,20 +131,20 @@ class HubLimiters:
 
     def _lose(self) -> None:
         self._connected.clear()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        for reply in tuple(self._replies.values()):
-            if not reply.done():
-                reply.set_exception(LostError())
+        if self._outbox is not None:
+            self._outbox.close()
+            self._outbox = None
+        for answer in tuple(self._answers.values()):
+            if not answer.done():
+                answer.set_exception(LostError())
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         with suppress(ConnectionError):
             while line := await reader.readline():
-                message = orjson.loads(line)
-                reply = self._replies.get(message["id"])
-                if reply is not None and not reply.done():
-                    reply.set_result(message)
+                for message in from_hub.decode(line):
+                    answer = self._answers.get(message.id)
+                    if answer is not None and not answer.done():
+                        answer.set_result(message)
 
 
 class HubLimiter:
@@ -132,83 +153,72 @@ class HubLimiter:
     def __init__(self, hub: HubLimiters, pool: str) -> None:
         self._hub = hub
         self._pool = pool
-        self._waiting: set[asyncio.Future[Json]] = set()
+        self._waiting: set[asyncio.Future[FromHub]] = set()
         self._closed = False
 
     async def acquire(self, ask: Ask) -> Permit:
         """Wait for a permit. Raises TurnedAway."""
         while not self._closed:
-            number, reply = await self._hub.ask({"op": "ask", "pool": self._pool, "ask": _write_ask(ask)})
-            self._waiting.add(reply)
+            number = await self._hub.number()
+            expected = self._hub.expect(number)
+            self._waiting.add(expected)
+            self._hub.post(Asked.of(self._pool, number, ask))
             try:
-                answer = await reply
+                answer = await expected
             except LostError:
                 continue
             except BaseException:
-                self.tell(number, "withdraw")
+                self._hub.post(Withdrawn(self._pool, number))
                 raise
             finally:
-                self._waiting.discard(reply)
-            if "refusal" in answer:
-                raise TurnedAway(answer["refusal"])
-            return HubPermit(self, number, answer["lane"], answer["place"])
+                self._hub.forget(number)
+                self._waiting.discard(expected)
+            match answer:
+                case Refused(_, refusal):
+                    raise TurnedAway(refusal)
+                case Lent(_, lane, place):
+                    return HubPermit(self._hub, self._pool, number, lane, place)
         raise TurnedAway("closed")
 
     async def to_json(self) -> Json:
         """What may be told of the pool."""
         while True:
-            _, reply = await self._hub.ask({"op": "show", "pool": self._pool})
-            with suppress(LostError):
-                shown: Json = (await reply)["shown"]
-                return shown
+            number = await self._hub.number()
+            expected = self._hub.expect(number)
+            self._hub.post(Show(self._pool, number))
+            try:
+                answer = await expected
+            except LostError:
+                continue
+            finally:
+                self._hub.forget(number)
+            assert isinstance(answer, Shown), "each ask has its own number"  # noqa: S101
+            return answer.state
 
     def close(self) -> None:
         """Ask no more: whoever waits, or comes, is turned away."""
         self._closed = True
-        for reply in tuple(self._waiting):
-            if not reply.done():
-                reply.set_exception(TurnedAway("closed"))
-
-    def tell(self, number: int, op: str, **facts: Any) -> None:
-        """What became of an ask, or of its permit."""
-        self._hub.tell({"op": op, "pool": self._pool, "id": number, **facts})
-
-
-def _write_ask(ask: Ask) -> Json:
-    """As JSON, where an endless wait is null."""
-    return {
-        "tokens": ask.tokens,
-        "session": ask.session,
-        "place": ask.place,
-        "tried": [*ask.tried],
-        "wait_s": ask.wait_s,
-        "down_wait_s": ask.down_wait_s,
-    }
+        for expected in tuple(self._waiting):
+            if not expected.done():
+                expected.set_exception(TurnedAway("closed"))
 
 
 class HubPermit:
     """A permit that the hub lent."""
 
-    __slots__ = ("_limiter", "_number", "_telling", "lane", "place")
+    __slots__ = ("_hub", "_number", "_pool", "lane", "place")
 
-    def __init__(self, limiter: HubLimiter, number: int, lane: int, place: int) -> None:
-        self._limiter = limiter
+    def __init__(self, hub: HubLimiters, pool: str, number: int, lane: int, place: int) -> None:
+        self._hub = hub
+        self._pool = pool
         self._number = number
-        self._telling: asyncio.Handle | None = None
         self.lane = lane
         self.place = place
 
     def answered(self) -> None:
-        """A good answer began. If it ends in the same turn of the loop, both are told at once."""
-        self._telling = asyncio.get_running_loop().call_soon(self._tell_answered)
+        """A good answer began."""
+        self._hub.post(Answered(self._pool, self._number))
 
     def end(self, outcome: Outcome, *, wait_s: float = 0.0, tokens: int | None = None) -> None:
         """The call is over; see Lane.ended."""
-        answered = self._telling is not None
-        if self._telling is not None:
-            self._telling.cancel()
-        self._limiter.tell(self._number, "end", answered=answered, outcome=outcome, wait_s=wait_s, tokens=tokens)
-
-    def _tell_answered(self) -> None:
-        self._telling = None
-        self._limiter.tell(self._number, "answered")
+        self._hub.post(Ended(self._pool, self._number, outcome, wait_s, tokens))

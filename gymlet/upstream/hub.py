@@ -1,52 +1,48 @@
 """One limiter for several processes: the hub has the pools, the others ask it, over a Unix socket or another way.
 
-Each line is a JSON object. A process says ``open`` with what a pool is made of, then ``ask``, ``answered``, ``end`` and
-``withdraw`` with a number of its own for each call; the hub answers with that number, and a lane or a refusal. What a
-process holds comes back when its connection ends, however it ended. ``upstream.borrowed`` is the other side.
+What a process holds comes back when its connection ends, however it ended. ``upstream.borrowed`` is the other side,
+``upstream.messages`` what they say.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-import orjson
-
-from gymlet.upstream.lane import LaneLimits, Outcome
+from gymlet.upstream.lane import Outcome
 from gymlet.upstream.limiter import LocalLimiter, Permit, TurnedAway
 from gymlet.upstream.limiters import PoolSpec
+from gymlet.upstream.messages import (
+    MAX_LINE_BYTES,
+    Answered,
+    Asked,
+    Ended,
+    Lent,
+    Opened,
+    Outbox,
+    Refused,
+    Show,
+    Shown,
+    ToHub,
+    Withdrawn,
+    Writer,
+    to_hub,
+)
 from gymlet.upstream.pool import Ask, Waiting
-
-Json = dict[str, Any]
-MAX_LINE_BYTES = 1 << 20
-
-
-class Writer(Protocol):
-    """Where lines go."""
-
-    def write(self, data: bytes) -> None:
-        """Send, now or soon."""
-        ...
-
-    def close(self) -> None:
-        """Send nothing more."""
-        ...
 
 
 class Account:
     """What one borrower has of a limiter: permits, and asks that wait. Owns them until it is closed.
 
-    ``tell`` takes what the borrower is to hear; its numbers are its own.
+    ``outbox`` is for the borrower, whose own the numbers are.
     """
 
-    def __init__(self, limiter: LocalLimiter, tell: Callable[[Json], None]) -> None:
+    def __init__(self, limiter: LocalLimiter, outbox: Outbox) -> None:
         self._limiter = limiter
-        self._tell = tell
+        self._outbox = outbox
         self._permits: dict[int, Permit] = {}
         self._waiting: dict[int, Waiting] = {}
 
@@ -79,6 +75,10 @@ class Account:
             self._limiter.withdraw(waiting)
         self.end(number, "left")
 
+    def show(self, number: int) -> None:
+        """Tell the state of the pool."""
+        self._outbox.post(Shown(number, self._limiter.state()))
+
     def close(self) -> None:
         """Give everything back."""
         for number in {*self._waiting, *self._permits}:
@@ -100,10 +100,10 @@ class Account:
         except TurnedAway as answer:
             self._refuse(number, answer)
         else:
-            self._tell({"id": number, "lane": permit.lane, "place": permit.place})
+            self._outbox.post(Lent(number, permit.lane, permit.place))
 
     def _refuse(self, number: int, answer: TurnedAway) -> None:
-        self._tell({"id": number, "refusal": answer.refusal})
+        self._outbox.post(Refused(number, answer.refusal))
 
 
 class Hub:
@@ -125,7 +125,7 @@ class Hub:
         borrower = Borrower(self._limiters, writer)
         try:
             while line := await reader.readline():
-                await borrower.take(orjson.loads(line))
+                borrower.take(line)
         except (ConnectionError, asyncio.CancelledError):
             pass  # the process ended, or this one does
         finally:
@@ -138,44 +138,36 @@ class Borrower:
 
     def __init__(self, limiters: dict[str, LocalLimiter], writer: Writer) -> None:
         self._limiters = limiters
-        self._writer = writer
+        self._outbox = Outbox(writer)
         self._accounts: dict[str, Account] = {}
 
-    async def take(self, message: Json) -> None:
-        """Carry out one message."""
-        name, number = message["pool"], message.get("id", 0)
-        match message["op"]:
-            case "open":
-                self._open(name, message["spec"])
-            case "ask":
-                self._accounts[name].ask(number, _read_ask(message["ask"]))
-            case "answered":
-                self._accounts[name].answered(number)
-            case "end":
-                if message["answered"]:
-                    self._accounts[name].answered(number)
-                self._accounts[name].end(number, message["outcome"], wait_s=message["wait_s"], tokens=message["tokens"])
-            case "withdraw":
-                self._accounts[name].withdraw(number)
-            case "show":
-                self._tell({"id": number, "shown": await self._limiters[name].to_json()})
+    def take(self, line: bytes) -> None:
+        """Carry out what a line says."""
+        for message in to_hub.decode(line):
+            self._take(message)
 
     def close(self) -> None:
         """The process is gone: everything it had comes back."""
         for account in self._accounts.values():
             account.close()
 
-    def _open(self, name: str, spec: Json) -> None:
-        if name not in self._limiters:
-            lanes = tuple((place, weight) for place, weight in spec["lanes"])
-            limits = LaneLimits(**spec["limits"])
-            self._limiters[name] = LocalLimiter(PoolSpec(name, lanes, limits, spec["max_queued"]).build())
-        self._accounts.setdefault(name, Account(self._limiters[name], self._tell))
+    def _take(self, message: ToHub) -> None:
+        match message:
+            case Opened(spec):
+                self._open(spec)
+            case Asked(pool, number):
+                self._accounts[pool].ask(number, message.ask)
+            case Answered(pool, number):
+                self._accounts[pool].answered(number)
+            case Ended(pool, number, outcome, wait_s, tokens):
+                self._accounts[pool].end(number, outcome, wait_s=wait_s, tokens=tokens)
+            case Withdrawn(pool, number):
+                self._accounts[pool].withdraw(number)
+            case Show(pool, number):
+                self._accounts[pool].show(number)
 
-    def _tell(self, message: Json) -> None:
-        self._writer.write(orjson.dumps(message) + b"\n")
-
-
-def _read_ask(told: Json) -> Ask:
-    waits = {key: math.inf if told[key] is None else told[key] for key in ("wait_s", "down_wait_s")}
-    return Ask(told["tokens"], told["session"], told["place"], frozenset(told["tried"]), **waits)
+    def _open(self, spec: PoolSpec) -> None:
+        if spec.name not in self._limiters:
+            self._limiters[spec.name] = LocalLimiter(spec.build())
+        if spec.name not in self._accounts:
+            self._accounts[spec.name] = Account(self._limiters[spec.name], self._outbox)

@@ -109,6 +109,10 @@ class LocalLimiter:
 
     async def to_json(self) -> Json:
         """What may be told of the pool."""
+        return self.state()
+
+    def state(self) -> Json:
+        """The same, at once."""
         return self._pool.to_json(asyncio.get_running_loop().time())
 
     def close(self) -> None:

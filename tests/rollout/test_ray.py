@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 from pathlib import Path
 
+import msgspec
 import orjson
 import pytest
 
@@ -18,7 +19,10 @@ from gymlet.rollout.sources import open_source
 from gymlet.rollout.tasks import Expansion
 from gymlet.rollout.todo import Task
 from gymlet.serve.cluster import pack, serve_agents
-from gymlet.upstream.limiters import LocalLimiters
+from gymlet.upstream.lane import LaneLimits
+from gymlet.upstream.limiters import LocalLimiters, PoolSpec
+from gymlet.upstream.messages import Asked, Lent, Opened, from_hub
+from gymlet.upstream.pool import Ask
 from gymlet.wire.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,34 +100,31 @@ async def test_rows_that_break_nodes_are_filed_and_no_others(breaks, tmp_path):
     assert len(executor.lost) <= 3 * len(breaks)
 
 
-def ask(number, spec):
-    told = {"tokens": 0, "session": None, "place": None, "tried": [], "wait_s": None, "down_wait_s": None}
-    return orjson.dumps({"op": "ask", "pool": "p", "id": number, "ask": told}) + b"\n"
+def said(*messages):
+    return msgspec.json.encode([*messages]) + b"\n"
+
+
+async def heard(answers):
+    (answer,) = from_hub.decode(await asyncio.wait_for(anext(answers), 5))
+    return answer
 
 
 async def test_permits_of_a_node_that_is_silent_come_back():
     now = [0.0]
     lender = Lender(clock=lambda: now[0])
-    limits = {
-        "num_concurrent_requests": 1,
-        "adaptive": False,
-        "requests_per_minute": None,
-        "tokens_per_minute": None,
-    }
-    spec = {"lanes": [["here", 1.0]], "limits": limits, "max_queued": 10}
-    opening = orjson.dumps({"op": "open", "pool": "p", "spec": spec}) + b"\n"
+    opening = said(Opened(PoolSpec("p", (("here", 1.0),), LaneLimits(1, adaptive=False), 10)))
     first, second = lender.listen("first"), lender.listen("second")
-    await lender.post("first", opening + ask(1, spec))
-    assert orjson.loads(await anext(first))["lane"] == 0
-    await lender.post("second", opening + ask(1, spec))
-    waiting = asyncio.ensure_future(anext(second))
+    await lender.post("first", opening + said(Asked.of("p", 1, Ask())))
+    assert await heard(first) == Lent(1, 0, 0)
+    await lender.post("second", opening + said(Asked.of("p", 1, Ask())))
+    waiting = asyncio.ensure_future(heard(second))
     now[0] = EXPIRES_S - 1
     await lender.post("second", b"")
     await asyncio.sleep(0.01)
     assert not waiting.done(), "the first may still use its permit"
     now[0] = EXPIRES_S + 1
     await lender.post("second", b"")
-    assert orjson.loads(await asyncio.wait_for(waiting, 5))["lane"] == 0
+    assert await waiting == Lent(1, 0, 1)
     assert (await lender.states())["p"]["in_flight"] == 1
 
 

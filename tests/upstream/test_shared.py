@@ -13,8 +13,9 @@ import pytest
 from gymlet.config.schema import ModelOptions
 from gymlet.upstream.borrowed import HubLimiters
 from gymlet.upstream.call import Upstream
-from gymlet.upstream.hub import MAX_LINE_BYTES, Hub
+from gymlet.upstream.hub import Hub
 from gymlet.upstream.limiter import TurnedAway
+from gymlet.upstream.messages import MAX_LINE_BYTES
 from gymlet.upstream.pool import Ask
 from gymlet.upstream.provider import Endpoint, Provider
 

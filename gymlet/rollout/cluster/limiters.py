@@ -1,8 +1,8 @@
 """One limiter for all nodes of a cluster: an actor has the pools, and lends permits that expire with their borrower.
 
 With fixed limits on each node a provider sees more calls than it allows as soon as one node is lost and another joins:
-what the lost one has open still runs. Here each node borrows, in the words of ``upstream.hub``. What it holds comes
-back when it ends a call, and all of it once nothing was heard of the node for ``EXPIRES_S``.
+what the lost one has open still runs. Here each node borrows (``upstream.messages``): what it holds comes back when it
+ends a call, and all of it once nothing was heard of the node for ``EXPIRES_S``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import orjson
-
 from gymlet.config.schema import ModelOptions
 from gymlet.upstream.borrowed import HubLimiters
-from gymlet.upstream.hub import MAX_LINE_BYTES, Borrower, Writer
+from gymlet.upstream.hub import Borrower
 from gymlet.upstream.limiter import Limiter, LocalLimiter
+from gymlet.upstream.messages import MAX_LINE_BYTES, Writer
 from gymlet.upstream.provider import Provider
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class Lender:
             self._mail.setdefault(name, Mailbox())
             self._borrowers[name] = Borrower(self._limiters, self._mail[name])
         for line in lines.splitlines():
-            await self._borrowers[name].take(orjson.loads(line))
+            self._borrowers[name].take(line)
         for silent in [each for each, heard in self._heard.items() if self._clock() - heard > EXPIRES_S]:
             del self._heard[silent]
             self._borrowers.pop(silent).close()

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-import orjson
-
 from gymlet.rollout.episode import Ended
 from gymlet.rollout.executor import Node, NodeGone, NodeLost
 from gymlet.rollout.keys import Key
@@ -220,7 +218,7 @@ class WorkerProcess:
         try:
             while messages := await self._link.fetch():
                 for message in messages:
-                    await self._take(message)
+                    self._take(message)
         finally:
             self._has_hung_up = True
             self._borrower.close()
@@ -229,14 +227,14 @@ class WorkerProcess:
                     ended.set_exception(NodeLost(self._mark.key))
             await self._link.close()
 
-    async def _take(self, message: Message) -> None:
+    def _take(self, message: Message) -> None:
         match message:
             case Back(key):
                 ended = self._out.pop(key, None)
                 if ended is not None and not ended.done():
                     ended.set_result(message.ended)
             case Permits(line):
-                await self._borrower.take(orjson.loads(line))
+                self._borrower.take(line)
             case Counted(counts):
                 self.counts = Counter(counts)
             case Ready():

@@ -33,7 +33,7 @@ class Stop(msgspec.Struct, array_like=True, tag="stop"):
 
 
 class Permits(msgspec.Struct, array_like=True, tag="permits"):
-    """Both ways: a line of ``upstream.hub``."""
+    """Both ways: a line of ``upstream.messages``."""
 
     line: bytes
 

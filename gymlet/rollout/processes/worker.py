@@ -15,8 +15,8 @@ from gymlet.rollout.processes.blame import Mark, marked
 from gymlet.rollout.processes.link import Back, Counted, Give, Link, Permits, Ready, Refused, Stop
 from gymlet.rollout.todo import Task
 from gymlet.upstream.borrowed import HubLimiters
-from gymlet.upstream.hub import MAX_LINE_BYTES, Writer
 from gymlet.upstream.limiters import Limiters
+from gymlet.upstream.messages import MAX_LINE_BYTES, Writer
 from gymlet.wire.errors import GymletError
 
 Json = dict[str, Any]
