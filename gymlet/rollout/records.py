@@ -59,6 +59,8 @@ class Records:
                 self.flush()
         finally:
             self._close()
+        if self._syncer is not None and self._syncer.error is not None and self.broken is None:
+            raise self._rows.cannot_write(self._syncer.error)
 
     def _close(self) -> None:
         if self._syncer is not None:

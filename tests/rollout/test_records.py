@@ -1,6 +1,7 @@
 """The only writer: whole lines, and nothing after a write that failed."""
 
 import asyncio
+import errno
 import os
 import queue
 import subprocess
@@ -56,6 +57,21 @@ def test_a_key_is_two_whole_numbers(tmp_path, index):
     )
     with pytest.raises(RequestError, match=r"run\.jsonl at line 2 is no row of a run"):
         list(scan(path))
+
+
+def test_a_last_sync_that_fails_is_told(tmp_path, monkeypatch):
+    """The system tells it once; the sync at the close of the file knows nothing of it."""
+
+    def fail(_descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fdatasync", fail)
+    monkeypatch.setattr("gymlet.rollout.sync.SYNC_S", 3600)
+    told = pytest.raises(StorageError, match="cannot be written: Input/output error")
+    with told, Records(RunFiles(tmp_path / "run.jsonl"), 3) as kept:
+        kept.open()
+        kept.append((0, 0), row(0))
+    assert not list(tmp_path.glob(".*.lock"))
 
 
 @pytest.fixture
