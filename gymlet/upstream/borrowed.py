@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gymlet.config.schema import ModelOptions
 from gymlet.upstream.lane import Outcome
 from gymlet.upstream.limiter import Limiter, Permit, TurnedAway
@@ -139,7 +141,8 @@ class HubLimiters:
                 answer.set_exception(LostError())
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        with suppress(ConnectionError):
+        """Until the connection ends, or what comes over it cannot be read."""
+        with suppress(ConnectionError, ValueError, msgspec.DecodeError):
             while line := await reader.readline():
                 for message in from_hub.decode(line):
                     answer = self._answers.get(message.id)

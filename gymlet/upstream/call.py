@@ -230,12 +230,13 @@ class _Call:
 class _Attempt:
     """One attempt under way. Owns its answer and its deadline, and can be ended from elsewhere at any time."""
 
-    __slots__ = ("_answer", "_error", "_started", "_task", "_timer")
+    __slots__ = ("_answer", "_cancelling", "_error", "_started", "_task", "_timer")
 
     def __init__(self, total_timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         self._started = loop.time()
         self._task = asyncio.current_task(loop)
+        self._cancelling = 0 if self._task is None else self._task.cancelling()
         self._timer = loop.call_later(total_timeout_s, self._expire, total_timeout_s)
         self._answer: Answer | None = None
         self._error: StreamError | None = None
@@ -263,7 +264,7 @@ class _Attempt:
 
     def _take_back(self) -> bool:
         """Undo the cancellation of ``fail``; whether somebody else has cancelled the task, too."""
-        return self._task is not None and self._task.uncancel() > 0
+        return self._task is not None and self._task.uncancel() > self._cancelling
 
     def _expire(self, total_timeout_s: float) -> None:
         self.fail(timed_out(f"the provider's reply took more than {total_timeout_s:g} s (total_timeout_s)"))

@@ -7,10 +7,13 @@ What a process holds comes back when its connection ends, however it ended. ``up
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from gymlet.upstream.lane import Outcome
 from gymlet.upstream.limiter import LocalLimiter, Permit, TurnedAway
@@ -32,6 +35,8 @@ from gymlet.upstream.messages import (
     to_hub,
 )
 from gymlet.upstream.pool import Ask, Waiting
+
+log = logging.getLogger(__name__)
 
 
 class Account:
@@ -90,6 +95,7 @@ class Account:
         if waiting is None:
             return  # it was withdrawn meanwhile
         if isinstance(error, TurnedAway):
+            self._limiter.withdraw(waiting)
             self._refuse(number, error)
         else:
             self._lend(number, waiting)
@@ -128,6 +134,8 @@ class Hub:
                 borrower.take(line)
         except (ConnectionError, asyncio.CancelledError):
             pass  # the process ended, or this one does
+        except (ValueError, msgspec.DecodeError) as error:
+            log.warning("a process asked for permits in words that cannot be read: %s", error)
         finally:
             borrower.close()
             writer.close()
@@ -152,19 +160,23 @@ class Borrower:
             account.close()
 
     def _take(self, message: ToHub) -> None:
+        if isinstance(message, Opened):
+            self._open(message.spec)
+            return
+        account = self._accounts.get(message.pool)
+        if account is None:
+            return  # it was taken for lost, and does not know it yet
         match message:
-            case Opened(spec):
-                self._open(spec)
-            case Asked(pool, number):
-                self._accounts[pool].ask(number, message.ask)
-            case Answered(pool, number):
-                self._accounts[pool].answered(number)
-            case Ended(pool, number, outcome, wait_s, tokens):
-                self._accounts[pool].end(number, outcome, wait_s=wait_s, tokens=tokens)
-            case Withdrawn(pool, number):
-                self._accounts[pool].withdraw(number)
-            case Show(pool, number):
-                self._accounts[pool].show(number)
+            case Asked(_, number):
+                account.ask(number, message.ask)
+            case Answered(_, number):
+                account.answered(number)
+            case Ended(_, number, outcome, wait_s, tokens):
+                account.end(number, outcome, wait_s=wait_s, tokens=tokens)
+            case Withdrawn(_, number):
+                account.withdraw(number)
+            case Show(_, number):
+                account.show(number)
 
     def _open(self, spec: PoolSpec) -> None:
         if spec.name not in self._limiters:

@@ -18,8 +18,6 @@ from gymlet.upstream.pool import Ask, Refusal
 
 Json = dict[str, Any]
 MAX_LINE_BYTES = 1 << 20
-AT_ONCE = 1000
-"""Messages of a line, at most: no ask is longer than a thousand bytes."""
 
 
 class Opened(msgspec.Struct, array_like=True, tag="open"):
@@ -141,10 +139,19 @@ class Outbox:
     def send(self) -> None:
         """Say now what waits."""
         waiting, self._waiting = self._waiting, []
-        for at in range(0, len(waiting), AT_ONCE):
-            self._writer.write(_encoder.encode(waiting[at : at + AT_ONCE]) + b"\n")
+        if waiting:
+            self._write(waiting)
 
     def close(self) -> None:
         """Say nothing more."""
         self._waiting = []
         self._writer.close()
+
+    def _write(self, messages: list[ToHub | FromHub]) -> None:
+        line = _encoder.encode(messages) + b"\n"
+        if len(line) > MAX_LINE_BYTES and len(messages) > 1:
+            half = len(messages) // 2
+            self._write(messages[:half])
+            self._write(messages[half:])
+        else:
+            self._writer.write(line)

@@ -199,26 +199,21 @@ class Answer:
 
 
 class Transport:
-    """Sends requests to one provider. Owns the connections, and a session for each endpoint."""
+    """Sends requests to one provider. Owns the session with its connections.
+
+    What a session has for all requests, aiohttp tells a proxy too: headers with keys go with each request.
+    """
 
     def __init__(self, provider: Provider, options: ModelOptions) -> None:
         self._provider = provider
         self._options = options
         self._urls = [endpoint.completions_url for endpoint in provider.endpoints]
-        proxies = [provider.proxy_for(endpoint) for endpoint in provider.endpoints]
+        self._headers = [_headers(provider, endpoint) for endpoint in provider.endpoints]
+        self._proxies = [provider.proxy_for(endpoint) for endpoint in provider.endpoints]
         self._proxy_headers = _basic(*provider.proxy_auth) if provider.proxy_auth else None
-        self._connector = _Connector(
-            limit=0, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=IDLE_CONNECTION_S, ssl=provider.tls() or True
-        )
-        self._sessions = [self._new_session(*each) for each in zip(provider.endpoints, proxies, strict=True)]
-
-    def _new_session(self, endpoint: Endpoint, proxy: str | None) -> aiohttp.ClientSession:
-        options = self._options
-        return aiohttp.ClientSession(
-            connector=self._connector,
-            connector_owner=False,
-            headers=_headers(self._provider, endpoint),
-            proxy=proxy,
+        tls = provider.tls() or True
+        self._session = aiohttp.ClientSession(
+            connector=_Connector(limit=0, ttl_dns_cache=DNS_CACHE_S, keepalive_timeout=IDLE_CONNECTION_S, ssl=tls),
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=options.connect_timeout_s, sock_read=options.first_byte_timeout_s
             ),
@@ -228,9 +223,7 @@ class Transport:
 
     async def close(self) -> None:
         """Give the connections back."""
-        for session in self._sessions:
-            await session.close()
-        await self._connector.close()
+        await self._session.close()
 
     async def send(self, lane: int, body: bytes) -> Answer:
         """The answer to one request. Raises ProviderError if the provider cannot be reached or refuses it."""
@@ -260,8 +253,13 @@ class Transport:
         """Raises ProviderError, or one of _WORDLESS where the connection ended without an answer."""
         place = self._provider.endpoints[lane].place
         try:
-            return await self._sessions[lane].post(
-                self._urls[lane], data=body, allow_redirects=False, proxy_headers=self._proxy_headers
+            return await self._session.post(
+                self._urls[lane],
+                data=body,
+                headers=self._headers[lane],
+                allow_redirects=False,
+                proxy=self._proxies[lane],
+                proxy_headers=self._proxy_headers,
             )
         except aiohttp.ConnectionTimeoutError as error:
             seconds = self._options.connect_timeout_s

@@ -126,7 +126,7 @@ class ChatReader:
     def tokens(self) -> int | None:
         """How many tokens the provider has counted, prompt and reply together."""
         total = self._usage.get("total_tokens") if isinstance(self._usage, dict) else None
-        return total if isinstance(total, int) else None
+        return total if isinstance(total, int) and not isinstance(total, bool) else None
 
     @property
     def steady(self) -> bool:

@@ -21,7 +21,7 @@ from gymlet.rollout.todo import Task
 from gymlet.serve.cluster import pack, serve_agents
 from gymlet.upstream.lane import LaneLimits
 from gymlet.upstream.limiters import LocalLimiters, PoolSpec
-from gymlet.upstream.messages import Asked, Lent, Opened, from_hub
+from gymlet.upstream.messages import Asked, Ended, Lent, Opened, from_hub
 from gymlet.upstream.pool import Ask
 from gymlet.wire.errors import RequestError
 
@@ -126,6 +126,13 @@ async def test_permits_of_a_node_that_is_silent_come_back():
     await lender.post("second", b"")
     assert await waiting == Lent(1, 0, 1)
     assert (await lender.states())["p"]["in_flight"] == 1
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.wait_for(anext(first), 5)
+    await lender.post("first", said(Asked.of("p", 2, Ask())))
+    again = lender.listen("first")
+    await lender.post("first", opening + said(Asked.of("p", 3, Ask())))
+    await lender.post("second", said(Ended("p", 1, "ok", 0.0, None)))
+    assert await heard(again) == Lent(3, 0, 2), "it begins anew, and what it asked before is forgotten"
 
 
 async def test_a_host_gives_back_what_ended_some_at_a_time(monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 import time
+from contextlib import suppress
 
 import orjson
 import pytest
@@ -12,6 +13,7 @@ from wire.pipeline import text
 
 from gymlet.config.problems import ConfigError
 from gymlet.config.schema import ProviderOptions, bind
+from gymlet.upstream.call import _Attempt
 from gymlet.upstream.provider import Endpoint, Provider
 from gymlet.upstream.watch import CALLS, CallLog
 from gymlet.wire.errors import StreamError
@@ -375,6 +377,34 @@ async def test_a_proxy_and_headers_of_ones_own(serve, gymlet):
     assert path == "http://provider.invalid/v1/chat/completions"
     assert headers["X-Friendli-Team"] == "blue"
     assert headers["Proxy-Authorization"].startswith("Basic ")
+
+
+async def test_a_proxy_hears_nothing_that_is_for_the_provider(gymlet):
+    heads = []
+
+    async def handle(reader, writer):
+        heads.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
+        writer.close()
+
+    proxy = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    async with proxy:
+        options = (f"proxy='{url}'", "headers={X-Team-Secret:blue}", "max_retries=0")
+        server = await gymlet("https://provider.invalid", "m", *(OPTIONS + each for each in options))
+        assert (await ask(server))[0] == 502
+    names = {line.partition(":")[0] for line in heads[0].splitlines()[1:] if line}
+    assert heads[0].startswith("connect provider.invalid:443")
+    assert names <= {"host", "accept", "accept-encoding", "user-agent"}
+
+
+async def test_a_call_of_a_task_that_was_cancelled_before_still_ends_in_words():
+    asyncio.current_task().cancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    attempt = _Attempt(0.01)
+    with pytest.raises(StreamError, match="total_timeout_s"):
+        await attempt.open(asyncio.sleep(30))
+    assert asyncio.current_task().uncancel() == 0
 
 
 PROXIES = {

@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,7 +16,7 @@ from gymlet.upstream.borrowed import HubLimiters
 from gymlet.upstream.call import Upstream
 from gymlet.upstream.hub import Hub
 from gymlet.upstream.limiter import TurnedAway
-from gymlet.upstream.messages import MAX_LINE_BYTES
+from gymlet.upstream.messages import MAX_LINE_BYTES, Outbox, Shown, from_hub
 from gymlet.upstream.pool import Ask
 from gymlet.upstream.provider import Endpoint, Provider
 
@@ -156,6 +157,40 @@ async def test_a_client_names_its_session_as_long_as_it_likes(socket_path, provi
         body = {"model": "plain", "messages": [{"role": "user", "content": "hi"}]}
         assert await soon(upstream.call(body, consume, session="x" * (2 * MAX_LINE_BYTES)))
         await upstream.close()
+
+
+def test_no_line_is_too_long():
+    lines = []
+    outbox = Outbox(Mock(write=lines.append))
+    outbox._waiting = [Shown(number, {"endpoints": ["x" * 1000] * 100}) for number in range(50)]
+    outbox.send()
+    assert max(map(len, lines)) <= MAX_LINE_BYTES
+    assert [shown.id for line in lines for shown in from_hub.decode(line)] == list(range(50))
+
+
+@pytest.mark.parametrize("line", [b"nonsense\n", b'[["end","p",1,"ok",0.0,true]]\n', b"[" * (2 * MAX_LINE_BYTES)])
+async def test_who_cannot_be_understood_is_hung_up_on_alone(socket_path, line):
+    async with clients(socket_path, 1) as (limiter,):
+        reader, writer = await asyncio.open_unix_connection(socket_path)
+        writer.write(line)
+        with suppress(ConnectionError):
+            assert await soon(reader.read()) == b""
+        writer.close()
+        assert (await soon(limiter.acquire(Ask()))).lane == 0
+
+
+async def test_a_hub_that_cannot_be_understood_is_dialled_again(socket_path):
+    dialled = []
+
+    async def dial():
+        if not dialled:
+            dialled.append(reader := asyncio.StreamReader())
+            reader.feed_data(b'[["lent",1,true,0]]\n')
+            return reader, Mock()
+        return await asyncio.open_unix_connection(socket_path)
+
+    async with Hub().serving(socket_path), HubLimiters(dial).talking() as hub:
+        assert (await soon(hub.of(PROVIDER, OPTIONS).acquire(Ask()))).lane == 0
 
 
 async def test_refusals_come_through(socket_path):

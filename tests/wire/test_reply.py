@@ -216,6 +216,16 @@ def test_usage(raw, expected):
     assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"], *details) == expected
 
 
+@pytest.mark.parametrize(("total", "expected"), [(7, 7), (True, None), (7.5, None), ("7", None), (None, None)])
+def test_a_total_that_is_no_whole_number_is_not_passed_on(total, expected):
+    reply = make_reply()
+    reply.feed(
+        chunk({"content": "hi"}) + end(usage={"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": total})
+    )
+    assert reply.tokens == expected
+    assert isinstance(reply.tokens, bool) is False
+
+
 def test_the_last_usage_counts():
     body = chunk({"content": "a"}, usage={"prompt_tokens": 3, "completion_tokens": 1}) + end(usage=USAGE)
     assert stream(body)[1]["usage"]["output_tokens"] == 5

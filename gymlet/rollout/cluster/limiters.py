@@ -37,6 +37,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._lines: list[bytes] = []
         self._filled = asyncio.Event()
+        self._closed = False
 
     def write(self, data: bytes) -> None:
         """Keep a line."""
@@ -44,12 +45,15 @@ class Mailbox:
         self._filled.set()
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Nothing more is to be fetched."""
+        self._closed = True
+        self._filled.set()
 
     async def fetch(self) -> bytes:
-        """All there is; waits while there is nothing."""
+        """All there is; waits while there is nothing; b"" once it is closed."""
         await self._filled.wait()
-        self._filled.clear()
+        if not self._closed:
+            self._filled.clear()
         lines, self._lines = self._lines, []
         return b"".join(lines)
 
@@ -75,12 +79,13 @@ class Lender:
         for silent in [each for each, heard in self._heard.items() if self._clock() - heard > EXPIRES_S]:
             del self._heard[silent]
             self._borrowers.pop(silent).close()
+            self._mail.pop(silent).close()
 
     async def listen(self, name: str) -> AsyncIterator[bytes]:
-        """What a borrower is answered."""
+        """What a borrower is answered, until it is taken for lost: if it lives, it begins anew."""
         mailbox = self._mail.setdefault(name, Mailbox())
-        while True:
-            yield await mailbox.fetch()
+        while lines := await mailbox.fetch():
+            yield lines
 
     async def states(self) -> dict[str, Json]:
         """What may be told of all pools."""
