@@ -122,7 +122,6 @@ async def collect(new_reply: NewReply, answer: Body) -> Reply:
     """Read one reply to its end. Raises the ProviderError that ended it, if one did."""
     reply = new_reply()
     intake = Intake(answer, reply)
-    intake.now()
     while not reply.ended:
         await intake.next()
     answer.tokens = reply.tokens
@@ -180,8 +179,6 @@ class Intake:
 
     async def next(self) -> bytes:
         """The events of the next piece, or of the end. It may be cancelled, and called again."""
-        if self._answer.at_end:
-            return self._end()
         try:
             chunk = await self._answer.read_some()
         except StreamError as error:
@@ -204,8 +201,6 @@ class Intake:
 
     def _is_stream(self, chunk: bytes) -> bool | None:
         """None while there is only white space."""
-        if chunk.startswith(b"{"):
-            return False
         start = chunk.removeprefix(BOM).lstrip()[:1]
         if not start:
             return None

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class LostError(Exception):
-    """The hub went away before it answered."""
+    """No answer is to come: the hub went away, or nothing more is asked."""
 
 
 Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, Writer]]]
@@ -162,48 +162,43 @@ class HubLimiter:
     async def acquire(self, ask: Ask) -> Permit:
         """Wait for a permit. Raises TurnedAway."""
         while not self._closed:
-            number = await self._hub.number()
-            expected = self._hub.expect(number)
-            self._waiting.add(expected)
-            self._hub.post(Asked.of(self._pool, number, ask))
-            try:
-                answer = await expected
-            except LostError:
-                continue
-            except BaseException:
-                self._hub.post(Withdrawn(self._pool, number))
-                raise
-            finally:
-                self._hub.forget(number)
-                self._waiting.discard(expected)
-            match answer:
-                case Refused(_, refusal):
-                    raise TurnedAway(refusal)
-                case Lent(_, lane, place):
-                    return HubPermit(self._hub, self._pool, number, lane, place)
+            with suppress(LostError):
+                match await self._ask(lambda number: Asked.of(self._pool, number, ask)):
+                    case Refused(_, refusal):
+                        raise TurnedAway(refusal)
+                    case Lent(number, lane, place):
+                        return HubPermit(self._hub, self._pool, number, lane, place)
         raise TurnedAway("closed")
 
     async def to_json(self) -> Json:
         """What may be told of the pool."""
         while True:
-            number = await self._hub.number()
-            expected = self._hub.expect(number)
-            self._hub.post(Show(self._pool, number))
-            try:
-                answer = await expected
-            except LostError:
-                continue
-            finally:
-                self._hub.forget(number)
-            assert isinstance(answer, Shown), "each ask has its own number"  # noqa: S101
-            return answer.state
+            with suppress(LostError):
+                answer = await self._ask(lambda number: Show(self._pool, number))
+                assert isinstance(answer, Shown), "each ask has its own number"  # noqa: S101
+                return answer.state
 
     def close(self) -> None:
         """Ask no more: whoever waits, or comes, is turned away."""
         self._closed = True
         for expected in tuple(self._waiting):
             if not expected.done():
-                expected.set_exception(TurnedAway("closed"))
+                expected.set_exception(LostError())
+
+    async def _ask(self, message: Callable[[int], ToHub]) -> FromHub:
+        """The hub's answer to a message with a number. Raises LostError where there is none to come any more."""
+        number = await self._hub.number()
+        expected = self._hub.expect(number)
+        self._waiting.add(expected)
+        self._hub.post(message(number))
+        try:
+            return await expected
+        except BaseException:
+            self._hub.post(Withdrawn(self._pool, number))
+            raise
+        finally:
+            self._hub.forget(number)
+            self._waiting.discard(expected)
 
 
 class HubPermit:

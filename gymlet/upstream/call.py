@@ -235,8 +235,10 @@ class _Attempt:
     def __init__(self, total_timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         self._started = loop.time()
-        self._task = asyncio.current_task(loop)
-        self._cancelling = 0 if self._task is None else self._task.cancelling()
+        task = asyncio.current_task(loop)
+        assert task is not None, "calls are made in tasks"  # noqa: S101
+        self._task = task
+        self._cancelling = task.cancelling()
         self._timer = loop.call_later(total_timeout_s, self._expire, total_timeout_s)
         self._answer: Answer | None = None
         self._error: StreamError | None = None
@@ -253,7 +255,6 @@ class _Attempt:
 
     def fail(self, error: StreamError) -> None:
         """End it with ``error``; a client that does not take even that is let go of after a while."""
-        assert self._task is not None, "calls are made in tasks"  # noqa: S101
         known, self._error = self._error, error
         if self._answer is not None:
             self._answer.fail(error)
@@ -264,7 +265,7 @@ class _Attempt:
 
     def _take_back(self) -> bool:
         """Undo the cancellation of ``fail``; whether somebody else has cancelled the task, too."""
-        return self._task is not None and self._task.uncancel() > self._cancelling
+        return self._task.uncancel() > self._cancelling
 
     def _expire(self, total_timeout_s: float) -> None:
         self.fail(timed_out(f"the provider's reply took more than {total_timeout_s:g} s (total_timeout_s)"))

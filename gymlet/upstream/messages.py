@@ -20,17 +20,28 @@ Json = dict[str, Any]
 MAX_LINE_BYTES = 1 << 20
 
 
+class OfAPool(msgspec.Struct, array_like=True):
+    """To the hub, of one pool; ``id`` is the borrower's number of an ask."""
+
+    pool: str
+    id: int
+
+
+class Answer(msgspec.Struct, array_like=True):
+    """From the hub, to the ask of this number."""
+
+    id: int
+
+
 class Opened(msgspec.Struct, array_like=True, tag="open"):
     """To the hub: there is a pool like this."""
 
     spec: PoolSpec
 
 
-class Asked(msgspec.Struct, array_like=True, tag="ask"):
+class Asked(OfAPool, array_like=True, tag="ask"):
     """To the hub: an ask; an endless wait is null."""
 
-    pool: str
-    id: int
     tokens: int
     session: str | None
     place: int | None
@@ -50,56 +61,42 @@ class Asked(msgspec.Struct, array_like=True, tag="ask"):
         return Ask(self.tokens, self.session, self.place, self.tried, *waits)
 
 
-class Answered(msgspec.Struct, array_like=True, tag="answered"):
+class Answered(OfAPool, array_like=True, tag="answered"):
     """To the hub: see Permit.answered."""
 
-    pool: str
-    id: int
 
-
-class Ended(msgspec.Struct, array_like=True, tag="end"):
+class Ended(OfAPool, array_like=True, tag="end"):
     """To the hub: see Permit.end."""
 
-    pool: str
-    id: int
     outcome: Outcome
     wait_s: float
     tokens: int | None
 
 
-class Withdrawn(msgspec.Struct, array_like=True, tag="withdraw"):
+class Withdrawn(OfAPool, array_like=True, tag="withdraw"):
     """To the hub: this is asked no more."""
 
-    pool: str
-    id: int
 
-
-class Show(msgspec.Struct, array_like=True, tag="show"):
+class Show(OfAPool, array_like=True, tag="show"):
     """To the hub: tell the state of a pool."""
 
-    pool: str
-    id: int
 
-
-class Lent(msgspec.Struct, array_like=True, tag="lent"):
+class Lent(Answer, array_like=True, tag="lent"):
     """From the hub: a permit."""
 
-    id: int
     lane: int
     place: int
 
 
-class Refused(msgspec.Struct, array_like=True, tag="refused"):
+class Refused(Answer, array_like=True, tag="refused"):
     """From the hub: there is none."""
 
-    id: int
     refusal: Refusal
 
 
-class Shown(msgspec.Struct, array_like=True, tag="shown"):
+class Shown(Answer, array_like=True, tag="shown"):
     """From the hub: the state of a pool."""
 
-    id: int
     state: Json
 
 

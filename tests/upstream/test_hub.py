@@ -7,8 +7,8 @@ import sys
 import tempfile
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from unittest.mock import Mock
 
+import orjson
 import pytest
 
 from gymlet.config.schema import ModelOptions
@@ -16,7 +16,7 @@ from gymlet.upstream.borrowed import HubLimiters
 from gymlet.upstream.call import Upstream
 from gymlet.upstream.hub import Hub
 from gymlet.upstream.limiter import TurnedAway
-from gymlet.upstream.messages import MAX_LINE_BYTES, Outbox, Shown, from_hub
+from gymlet.upstream.messages import MAX_LINE_BYTES
 from gymlet.upstream.pool import Ask
 from gymlet.upstream.provider import Endpoint, Provider
 
@@ -27,7 +27,7 @@ import asyncio, sys
 from pathlib import Path
 from gymlet.upstream.pool import Ask
 from gymlet.upstream.borrowed import HubLimiters
-from upstream.test_shared import OPTIONS, PROVIDER
+from upstream.test_hub import OPTIONS, PROVIDER
 
 async def main():
     async with HubLimiters.connect(Path(sys.argv[1])) as hub:
@@ -159,13 +159,13 @@ async def test_a_client_names_its_session_as_long_as_it_likes(socket_path, provi
         await upstream.close()
 
 
-def test_no_line_is_too_long():
-    lines = []
-    outbox = Outbox(Mock(write=lines.append))
-    outbox._waiting = [Shown(number, {"endpoints": ["x" * 1000] * 100}) for number in range(50)]
-    outbox.send()
-    assert max(map(len, lines)) <= MAX_LINE_BYTES
-    assert [shown.id for line in lines for shown in from_hub.decode(line)] == list(range(50))
+async def test_a_burst_of_answers_is_longer_than_a_line(socket_path):
+    many = Provider(tuple(Endpoint(f"http://p{number}/v1") for number in range(8)))
+    async with Hub().serving(socket_path), HubLimiters.connect(socket_path) as hub:
+        limiter = hub.of(many, OPTIONS)
+        states = await soon(asyncio.gather(*(limiter.to_json() for _ in range(700))))
+        assert sum(len(orjson.dumps(each)) for each in states) > MAX_LINE_BYTES
+        assert (await soon(limiter.acquire(Ask()))).lane in range(8)
 
 
 @pytest.mark.parametrize("line", [b"nonsense\n", b'[["end","p",1,"ok",0.0,true]]\n', b"[" * (2 * MAX_LINE_BYTES)])
@@ -180,16 +180,18 @@ async def test_who_cannot_be_understood_is_hung_up_on_alone(socket_path, line):
 
 
 async def test_a_hub_that_cannot_be_understood_is_dialled_again(socket_path):
-    dialled = []
+    paths = [socket_path.with_name("bad.sock"), socket_path]
+
+    async def babble(reader, writer):
+        writer.write(b'[["lent",1,true,0]]\n')
+        await reader.read()
+        writer.close()
 
     async def dial():
-        if not dialled:
-            dialled.append(reader := asyncio.StreamReader())
-            reader.feed_data(b'[["lent",1,true,0]]\n')
-            return reader, Mock()
-        return await asyncio.open_unix_connection(socket_path)
+        return await asyncio.open_unix_connection(paths.pop(0))
 
-    async with Hub().serving(socket_path), HubLimiters(dial).talking() as hub:
+    server = await asyncio.start_unix_server(babble, paths[0])
+    async with server, Hub().serving(socket_path), HubLimiters(dial).talking() as hub:
         assert (await soon(hub.of(PROVIDER, OPTIONS).acquire(Ask()))).lane == 0
 
 
